@@ -1,0 +1,11 @@
+//! What the sidecar decides, without I/O: where an address leads, which endpoint takes a request, what the first bytes
+//! of a connection are, which headers may pass, and how a refusal is named.
+//!
+//! Everything here is a function of its arguments: time is passed in, randomness is seeded by the caller, and nothing
+//! knows an HTTP library's types. That is what lets the data path change its codecs without changing its mind, and
+//! what lets property tests say more than examples can.
+#![forbid(unsafe_code)]
+
+pub mod model;
+pub mod reason;
+pub mod resolve;

@@ -1,0 +1,229 @@
+//! The catalog as one proxy sees it: what discovery pushed, checked once, in the form that decisions read.
+//!
+//! A push is untrusted input: conversion from the wire refuses what later code would have to doubt (bad addresses,
+//! port 0, identities that do not parse are the caller's to check), and the refusal becomes a NACK that keeps
+//! the last good value.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use outrigger_api::v1;
+
+/// A service and all its endpoints: an immutable snapshot, shared by all threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// `<name>.<namespace>`.
+    pub name: Arc<str>,
+    /// By service port. Key 0 stands for every port not listed.
+    pub ports: BTreeMap<u16, Port>,
+    /// Sorted by id, ids unique.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// "consul", "file".
+    pub source: Arc<str>,
+}
+
+/// A port that clients dial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The port's name, for people.
+    pub name: Arc<str>,
+    /// What it speaks, if anybody said so.
+    pub protocol: Protocol,
+}
+
+/// One workload's address in a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Unique in its service, stable over pushes.
+    pub id: Arc<str>,
+    /// The workload's address.
+    pub address: IpAddr,
+    /// Service port -> port at the address. Key 0 stands for every port not listed.
+    pub ports: BTreeMap<u16, u16>,
+    /// 1 or more.
+    pub weight: u32,
+    /// What the source says of it.
+    pub health: Health,
+    /// The SPIFFE id that the peer must prove; `None`: not meshed, plaintext.
+    pub identity: Option<Arc<str>>,
+    /// Empty where unknown.
+    pub zone: Arc<str>,
+}
+
+/// What a port speaks. A hint: `Detect` looks at the first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// Nobody said.
+    #[default]
+    Detect,
+    /// HTTP/1.x.
+    Http1,
+    /// HTTP/2 with prior knowledge; gRPC.
+    Http2,
+    /// Bytes; never looked at.
+    Tcp,
+}
+
+/// An endpoint's health, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Takes its share.
+    Healthy,
+    /// Takes less.
+    Degraded,
+    /// Finishes what it has.
+    Draining,
+    /// Fails its checks.
+    Unhealthy,
+}
+
+/// Where an address or a name leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// `<name>.<namespace>` of the service.
+    pub service: Arc<str>,
+    /// The service port; 0 for a name.
+    pub port: u16,
+    /// Set: exactly this endpoint.
+    pub endpoint: Option<Arc<str>>,
+    /// What DNS answers with.
+    pub virtual_addresses: Vec<IpAddr>,
+}
+
+/// Why a pushed resource was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{resource}: {fault}")]
+pub struct InvalidResource {
+    resource: String,
+    fault: String,
+}
+
+impl InvalidResource {
+    /// `resource` is the resource's name, `fault` what is wrong with it.
+    pub fn new(resource: &str, fault: impl Into<String>) -> Self {
+        Self { resource: resource.to_owned(), fault: fault.into() }
+    }
+}
+
+impl Service {
+    /// Checks a pushed service.
+    ///
+    /// # Errors
+    /// On an empty name, a port above 65,535, an address that is no IP address, or an endpoint id that occurs twice.
+    pub fn from_wire(wire: v1::Service) -> Result<Self, InvalidResource> {
+        let name = format!("{}.{}", wire.name, wire.namespace);
+        let invalid = |fault: String| InvalidResource::new(&name, fault);
+        if wire.name.is_empty() || wire.namespace.is_empty() {
+            return Err(invalid("a service needs a name and a namespace".to_owned()));
+        }
+        let mut ports = BTreeMap::new();
+        for port in wire.ports {
+            let protocol = Protocol::from_wire(port.protocol());
+            let number =
+                u16::try_from(port.port).map_err(|_| invalid(format!("port {} is no port", port.port)))?;
+            ports.insert(number, Port { name: port.name.into(), protocol });
+        }
+        let mut endpoints = Vec::with_capacity(wire.endpoints.len());
+        for endpoint in wire.endpoints {
+            endpoints.push(Arc::new(Endpoint::from_wire(endpoint).map_err(invalid)?));
+        }
+        endpoints.sort_by(|a, b| a.id.cmp(&b.id));
+        if let Some(twice) = endpoints.windows(2).find(|pair| pair[0].id == pair[1].id) {
+            return Err(invalid(format!("endpoint {} occurs twice", twice[0].id)));
+        }
+        Ok(Self { name: name.into(), ports, endpoints, source: wire.source.into() })
+    }
+
+    /// What `port` speaks; the entry for port 0 answers for ports not listed.
+    pub fn protocol(&self, port: u16) -> Protocol {
+        self.ports.get(&port).or_else(|| self.ports.get(&0)).map_or(Protocol::Detect, |p| p.protocol)
+    }
+
+    /// The endpoint of this id.
+    pub fn endpoint(&self, id: &str) -> Option<&Arc<Endpoint>> {
+        self.endpoints.binary_search_by(|e| (*e.id).cmp(id)).ok().map(|at| &self.endpoints[at])
+    }
+}
+
+impl Endpoint {
+    fn from_wire(wire: v1::Endpoint) -> Result<Self, String> {
+        let id = wire.id.clone();
+        if id.is_empty() {
+            return Err("an endpoint needs an id".to_owned());
+        }
+        let health = match wire.health() {
+            v1::Health::Unspecified | v1::Health::Healthy => Health::Healthy,
+            v1::Health::Degraded => Health::Degraded,
+            v1::Health::Draining => Health::Draining,
+            v1::Health::Unhealthy => Health::Unhealthy,
+        };
+        let address = wire
+            .address
+            .parse()
+            .map_err(|_| format!("endpoint {id}: {:?} is no IP address", wire.address))?;
+        let mut ports = BTreeMap::new();
+        for (from, to) in wire.ports {
+            let (Ok(from), Ok(to)) = (u16::try_from(from), u16::try_from(to)) else {
+                return Err(format!("endpoint {id}: {from} -> {to} are no ports"));
+            };
+            if to == 0 {
+                return Err(format!("endpoint {id}: port {from} leads to port 0"));
+            }
+            ports.insert(from, to);
+        }
+        Ok(Self {
+            id: id.into(),
+            address,
+            ports,
+            weight: wire.weight.max(1),
+            health,
+            identity: (!wire.identity.is_empty()).then(|| wire.identity.into()),
+            zone: wire.locality.map(|l| l.zone).unwrap_or_default().into(),
+        })
+    }
+
+    /// The socket address for a service port, if this endpoint serves it.
+    pub fn socket_address(&self, service_port: u16) -> Option<SocketAddr> {
+        let port = self.ports.get(&service_port).or_else(|| self.ports.get(&0))?;
+        Some(SocketAddr::new(self.address, *port))
+    }
+}
+
+impl Protocol {
+    /// The hint as pushed.
+    pub fn from_wire(wire: v1::Protocol) -> Self {
+        match wire {
+            v1::Protocol::Unspecified => Self::Detect,
+            v1::Protocol::Http1 => Self::Http1,
+            v1::Protocol::Http2 | v1::Protocol::Grpc => Self::Http2,
+            v1::Protocol::Tcp => Self::Tcp,
+        }
+    }
+}
+
+impl Destination {
+    /// Checks a pushed destination; `name` is the resource's name.
+    ///
+    /// # Errors
+    /// On an empty service, a port above 65,535 or a virtual address that is no IP address.
+    pub fn from_wire(name: &str, wire: v1::Destination) -> Result<Self, InvalidResource> {
+        let invalid = |fault: String| InvalidResource::new(name, fault);
+        if wire.service.is_empty() {
+            return Err(invalid("a destination needs a service".to_owned()));
+        }
+        let mut virtual_addresses = Vec::with_capacity(wire.virtual_addresses.len());
+        for address in wire.virtual_addresses {
+            virtual_addresses
+                .push(address.parse().map_err(|_| invalid(format!("{address:?} is no IP address")))?);
+        }
+        Ok(Self {
+            port: u16::try_from(wire.port).map_err(|_| invalid(format!("port {} is no port", wire.port)))?,
+            service: wire.service.into(),
+            endpoint: (!wire.endpoint.is_empty()).then(|| wire.endpoint.into()),
+            virtual_addresses,
+        })
+    }
+}
