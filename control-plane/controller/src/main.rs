@@ -1,3 +1,3 @@
-//!
+//! The controller binary.
 #![forbid(unsafe_code)]
 fn main() {}

@@ -1,0 +1,216 @@
+//! What feeds the catalog.
+//!
+//! A source owns a task that reads something (a directory, Consul) and publishes what it knows as one immutable
+//! [`Snapshot`] over a `watch` channel: readers always see the newest whole picture and can never slow the source down.
+//! Services are behind `Arc`s, so that a source with thousands of them republishes by cloning pointers, and the catalog
+//! finds what changed by comparing pointers first and values second.
+//!
+//! The rules of every source:
+//! - Last good wins. What could not be read is not gone: the service stays in the next snapshot as it was, and
+//!   [`Sync`] or [`Snapshot::faults`] says what is wrong. A service leaves a snapshot only because a complete answer
+//!   no longer has it.
+//! - A snapshot says [`Sync::Synced`] only when each of its services, and the absence of every other one, comes from a
+//!   complete answer. "There is no such service" is told to proxies only while every source says so.
+//! - Publish only what changed: keep the `Arc` of an unchanged service, and skip a snapshot that equals the last.
+//!
+//! A source module has a `Config` (every field defaulted, `deny_unknown_fields`) that is one section of the
+//! controller's configuration, and a `spawn` that returns a [`Source`] at once and never waits for the first answer:
+//! `pub fn spawn(config: Config, stop: CancellationToken) -> anyhow::Result<Source>`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use outrigger_api::v1::{Health, Protocol};
+use tokio::sync::watch;
+
+pub mod file;
+
+/// A running source, as the catalog sees it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Short, stable, unique among the sources of a controller: `file`, `consul`. Shown to people.
+    pub name: Arc<str>,
+    /// Always holds the newest snapshot; starts with [`Snapshot::default`].
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// All that one source knows at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Every service of the source. A service without instances is a service; one that is not here does not exist.
+    pub services: BTreeMap<ServiceKey, Arc<SourceService>>,
+    /// How far the snapshot can be trusted.
+    pub sync: Sync,
+    /// What is wrong with single parts (a file, a service) while the rest is read well; at most [`MAX_FAULTS`].
+    pub faults: Vec<Fault>,
+}
+
+/// More faults than this are not listed: nobody reads them, and a hostile catalog could make millions.
+pub const MAX_FAULTS: usize = 100;
+
+/// How far a snapshot can be trusted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Sync {
+    /// Nothing complete was read since the controller started. Absence means nothing.
+    #[default]
+    Never,
+    /// A complete answer, as far as the source knows.
+    Synced,
+    /// Was synced, cannot be read now; the snapshot holds the last good. Absence means nothing.
+    Degraded {
+        /// Since when.
+        since: SystemTime,
+        /// What was tried, on what, why it failed.
+        reason: String,
+    },
+}
+
+/// A part of a source that could not be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What it is about: a file with its line, a service, an instance.
+    pub subject: String,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+/// A service as one source describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceService {
+    /// Its name in the mesh.
+    pub key: ServiceKey,
+    /// The ports that clients dial. Empty: any port, which leads to each instance's own (Consul).
+    pub ports: Vec<ServicePort>,
+    /// What the one port of a service without listed `ports` speaks.
+    pub protocol: Protocol,
+    /// Addresses at which the source says the service can be dialled (Consul's virtual addresses).
+    pub virtual_addresses: Vec<IpAddr>,
+    /// Complete DNS names beyond `<name>.<namespace>.mesh`, lower case, no final dot: `orders.service.consul`,
+    /// `orders.service.dc1.consul`, `orders.virtual.consul`.
+    pub names: Vec<String>,
+    /// Its workloads, sorted by `id`.
+    pub instances: Vec<Instance>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The port that clients dial, 1 to 65,535.
+    pub port: u16,
+    /// For people and policies; may be empty.
+    pub name: String,
+    /// A hint; unspecified is detected.
+    pub protocol: Protocol,
+}
+
+/// One workload of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Unique in its service and stable over snapshots: `dc1/node-a/orders-1`.
+    pub id: String,
+    /// Where it listens. Host names are the source's to resolve.
+    pub address: IpAddr,
+    /// Service port -> port at `address`; key 0 holds for every service port that is not listed.
+    pub ports: BTreeMap<u16, u16>,
+    /// Relative share of traffic, 1 to 65,535.
+    pub weight: u32,
+    /// What the source's checks say.
+    pub health: Health,
+    /// The SPIFFE id that the source vouches for. `None`: plaintext until its own sidecar claims it.
+    pub identity: Option<String>,
+    /// May be empty.
+    pub region: String,
+    /// May be empty.
+    pub zone: String,
+}
+
+/// `<name>.<namespace>`, lower case: the key of a service in the catalog and the name of its resource.
+///
+/// One shared string, because a key is stored in every index and cloned into every snapshot.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey(Arc<str>);
+
+/// Why a name cannot be a service's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` cannot name a service: a name is 1 to 200 letters, digits, `-`, `_` and inner dots, a namespace 1 to 63 letters, digits and `-`"
+)]
+pub struct InvalidServiceKey(String);
+
+impl ServiceKey {
+    /// The namespace of services that have none.
+    pub const DEFAULT_NAMESPACE: &'static str = "default";
+
+    /// Checks and joins the parts; upper case becomes lower case, because the names are dialled through DNS.
+    pub fn new(name: &str, namespace: &str) -> Result<Self, InvalidServiceKey> {
+        let label = |s: &str, also: &[u8]| {
+            !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || also.contains(&b))
+        };
+        let valid = name.len() <= 200
+            && namespace.len() <= 63
+            && name.split('.').all(|part| label(part, b"-_"))
+            && label(namespace, b"-");
+        if valid {
+            Ok(Self(format!("{name}.{namespace}").to_ascii_lowercase().into()))
+        } else {
+            // What a hostile registration may hold goes into logs: escaped and short.
+            let text: String = format!("{name}.{namespace}").escape_debug().take(300).collect();
+            Err(InvalidServiceKey(text))
+        }
+    }
+
+    /// Parses `<name>.<namespace>`; a bare name is in namespace `default`.
+    pub fn parse(text: &str) -> Result<Self, InvalidServiceKey> {
+        match text.rsplit_once('.') {
+            Some((name, namespace)) => Self::new(name, namespace),
+            None => Self::new(text, Self::DEFAULT_NAMESPACE),
+        }
+    }
+
+    /// `<name>.<namespace>`
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The part before the last dot.
+    pub fn name(&self) -> &str {
+        self.0.rsplit_once('.').map_or(&*self.0, |(name, _)| name)
+    }
+
+    /// The part behind the last dot.
+    pub fn namespace(&self) -> &str {
+        self.0.rsplit_once('.').map_or(Self::DEFAULT_NAMESPACE, |(_, namespace)| namespace)
+    }
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_checked_and_lower_case() {
+        let key = ServiceKey::new("Orders", "Shop").unwrap();
+        assert_eq!((key.as_str(), key.name(), key.namespace()), ("orders.shop", "orders", "shop"));
+        assert_eq!(ServiceKey::parse("web").unwrap().as_str(), "web.default");
+        assert_eq!(ServiceKey::parse("a.b.c").unwrap().name(), "a.b");
+        for bad in ["", ".", "a.", ".a", "a..b", "../x", "a b", "a\n.b", "a.b_c"] {
+            assert!(ServiceKey::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(ServiceKey::new(&"a".repeat(201), "b").is_err());
+    }
+}
