@@ -1,0 +1,81 @@
+# Outrigger's targets. Each says what it does and is safe to repeat. `make help` lists them.
+
+CARGO ?= cargo
+ONCE ?=
+CONSUL ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+BIN := target/debug
+
+.PHONY: help
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: need-rust need-go need-cc
+need-rust:
+	@command -v $(CARGO) >/dev/null || { echo "make: Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
+need-cc:
+	@command -v cc >/dev/null || { echo "make: a C compiler is missing (the TLS library needs one): apt-get install gcc" >&2; exit 1; }
+need-go:
+	@command -v go >/dev/null || { echo "make: Go is missing (the tests build a real Consul with it): install it from https://go.dev/dl" >&2; exit 1; }
+
+.PHONY: build
+build: need-rust need-cc ## Build the three binaries for development (target/debug)
+	$(CARGO) build --locked --bins
+
+.PHONY: release
+release: need-rust need-cc ## Build the three static binaries (target/<host>/release)
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --target $(HOST) \
+	  -p outrigger -p outrigger-controller -p outrigger-proxy
+
+.PHONY: demo
+demo: build ## Run the mesh on this machine, no root needed (ONCE=1: headless; CONSUL=1: on a real Consul)
+	@if [ -n "$(CONSUL)" ]; then $(MAKE) --no-print-directory tools; fi
+	$(BIN)/outrigger demo $(if $(ONCE),--once) $(if $(CONSUL),--consul target/tools/consul)
+
+.PHONY: tools
+tools: need-go ## Build the real servers of the tests (Consul, gRPC's interop pair) from pinned Go modules
+	@e2e/tools/build.sh
+
+.PHONY: quick
+quick: lint ## The inner loop: lint, unit and property tests
+	$(CARGO) test --locked --workspace --exclude outrigger-e2e
+
+.PHONY: test
+test: need-rust need-cc need-go tools build ## All tests that need no root: unit, property, namespaces, a real Consul
+	$(CARGO) test --locked --workspace --exclude outrigger-e2e
+	$(CARGO) test --locked -p outrigger-e2e
+	$(BIN)/outrigger demo --once
+
+.PHONY: test-root
+test-root: need-rust need-cc need-go tools build ## The suites that need several uids or Debian's servers (root)
+	@[ "$$(id -u)" = 0 ] || { echo "make: test-root needs root" >&2; exit 1; }
+	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e
+
+.PHONY: soak
+soak: tools build ## The suites at full length
+	OUTRIGGER_SOAK=1 $(CARGO) test --locked -p outrigger-e2e
+
+.PHONY: figures
+figures: ## Print what the suites measured, as one table
+	@$(CARGO) run --locked -q -p outrigger-e2e --bin figures
+
+.PHONY: bench
+bench: release ## Idle memory, binary size and CPU per request of two hops, beside a direct call
+	$(CARGO) run --locked -q --release -p outrigger-e2e --bin bench
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+.PHONY: lint
+lint: need-rust ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: deny
+deny: ## Licences, bans and sources of every dependency (needs cargo-deny)
+	$(CARGO) deny --locked check bans licenses sources
