@@ -1,0 +1,58 @@
+#!/bin/sh
+# Builds the real servers and independent clients that the end-to-end suites run, from the Go module proxy, into
+# target/tools. Each lives in a Go module of its own beside this script, because their dependency graphs do not agree;
+# go.sum is what makes the build trustworthy. A tool is built again only when its go.mod or go.sum changed, so calling
+# this script twice is cheap. It works offline once the modules are in Go's cache.
+#
+# Usage: e2e/tools/build.sh [TOOL...]        (no argument: all of them)
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+out=${CARGO_TARGET_DIR:-$here/../../target}/tools
+
+# tool | module folder | package | what to expect on two cores with empty caches
+tools='
+consul|consul|github.com/hashicorp/consul|about 3 minutes
+grpc-interop-client|grpc-interop|google.golang.org/grpc/interop/client|about 20 seconds
+grpc-interop-server|grpc-interop|google.golang.org/grpc/interop/server|a few seconds
+'
+
+if ! command -v go >/dev/null 2>&1; then
+	echo "e2e/tools: 'go' is not on the PATH. The end-to-end suites run real Consul and gRPC peers, which are built" >&2
+	echo "from source: install Go 1.26 or newer (https://go.dev/dl/, or any 1.21+ that may fetch it) and try again." >&2
+	exit 69
+fi
+
+mkdir -p "$out"
+# GOOS and friends may be set for other purposes; these programs run here and now.
+unset GOOS GOARCH GOFLAGS
+GOTOOLCHAIN=${GOTOOLCHAIN:-auto}
+CGO_ENABLED=0
+export GOTOOLCHAIN CGO_ENABLED
+
+# wanted TOOL [NAME...]: is TOOL among the names? No names: yes.
+wanted() {
+	tool=$1
+	shift
+	[ $# -gt 0 ] || return 0
+	for name in "$@"; do [ "$name" = "$tool" ] && return 0; done
+	return 1
+}
+
+# The heredoc (not a pipe) keeps `set -e` in this shell.
+while IFS='|' read -r tool module package estimate; do
+	[ -n "$tool" ] || continue
+	wanted "$tool" "$@" || continue
+	key="$package $(cat "$here/$module/go.mod" "$here/$module/go.sum" | sha256sum | cut -c1-64)"
+	if [ -x "$out/$tool" ] && [ "$(cat "$out/$tool.key" 2>/dev/null)" = "$key" ]; then
+		echo "e2e/tools: $tool is current"
+		continue
+	fi
+	echo "e2e/tools: building $tool ($package; $estimate when nothing is cached)"
+	rm -f "$out/$tool.key"
+	# Niced: a developer builds Rust at the same time.
+	(cd "$here/$module" && nice go build -mod=readonly -trimpath -ldflags '-s -w' -o "$out/$tool" "$package")
+	printf '%s\n' "$key" >"$out/$tool.key"
+done <<EOF
+$tools
+EOF
