@@ -1,3 +1,3 @@
-//!
+//! `outrigger-proxy`.
 #![forbid(unsafe_code)]
 fn main() {}
