@@ -6,6 +6,12 @@
 //! what lets property tests say more than examples can.
 #![forbid(unsafe_code)]
 
+pub mod authority;
+pub mod balance;
+pub mod detect;
+pub mod headers;
+pub mod key;
 pub mod model;
 pub mod reason;
 pub mod resolve;
+pub mod speaks_first;

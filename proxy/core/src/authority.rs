@@ -1,0 +1,103 @@
+//! Which authority a request names, if it names one.
+//!
+//! A request that names two lets two readers see two requests: the proxy authorizes for one, the application serves
+//! the other. RFC 9112, 3.2 lets a proxy prefer the target over Host; we refuse where they differ.
+
+/// Why a request's authority cannot be told. The answer is 400, [`Reason::BadRequest`](crate::reason::Reason).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ambiguous {
+    /// HTTP/1.1 without a Host line.
+    #[error("the request has no Host")]
+    Missing,
+    /// More than one Host line.
+    #[error("the request has more than one Host")]
+    TwoHosts,
+    /// The target's authority and Host differ.
+    #[error("the request's target and its Host name different authorities")]
+    Differ,
+    /// Not `host [":" port]`.
+    #[error("the request's authority is malformed")]
+    Malformed,
+}
+
+/// Bytes of an authority: a DNS name has at most 253, and a port adds six.
+const MAX_AUTHORITY: usize = 260;
+
+/// The authority of a request, `None` if it names none.
+///
+/// `target` is the authority of an absolute-form or authority-form target or HTTP/2's `:authority` (RFC 9113, 8.3.1:
+/// it and `host` must agree), `hosts` the values of all Host lines, `host_required` is true for HTTP/1.1.
+///
+/// # Errors
+/// Where two readers could disagree: see [`Ambiguous`].
+pub fn request_authority<'a>(
+    target: Option<&'a str>,
+    hosts: &[&'a [u8]],
+    host_required: bool,
+) -> Result<Option<&'a str>, Ambiguous> {
+    let host = match hosts {
+        [] if host_required => return Err(Ambiguous::Missing),
+        [] => None,
+        [host] => Some(std::str::from_utf8(host).map_err(|_| Ambiguous::Malformed)?),
+        _ => return Err(Ambiguous::TwoHosts),
+    };
+    // "Host:" with nothing behind it is how a request says that its target has no authority.
+    for authority in [target, host.filter(|host| !host.is_empty())].into_iter().flatten() {
+        if !is_authority(authority) {
+            return Err(Ambiguous::Malformed);
+        }
+    }
+    match (target, host) {
+        (Some(target), Some(host)) if !agree(target, host) => Err(Ambiguous::Differ),
+        (Some(authority), _) => Ok(Some(authority)),
+        (None, host) => Ok(host.filter(|host| !host.is_empty())),
+    }
+}
+
+/// Equal but for case and a spelled-out port 80 (an absolute-form target that a proxy sees in clear is `http`).
+fn agree(a: &str, b: &str) -> bool {
+    let without_default = |authority: &str| authority.strip_suffix(":80").map_or(authority.len(), str::len);
+    a[..without_default(a)].eq_ignore_ascii_case(&b[..without_default(b)])
+}
+
+/// `uri-host [":" port]` (RFC 3986, 3.2) without userinfo, and without the comma that joins two Host lines.
+fn is_authority(text: &str) -> bool {
+    if text.len() > MAX_AUTHORITY {
+        return false;
+    }
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else { return false };
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            match port.strip_prefix(':') {
+                Some(port) => (None, Some(port)),
+                None if port.is_empty() => (None, None),
+                None => return false,
+            }
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (Some(host), Some(port)),
+            None => (Some(text), None),
+        },
+    };
+    host.is_none_or(|host| !host.is_empty() && is_reg_name(host.as_bytes()))
+        && port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok())
+}
+
+fn is_reg_name(mut name: &[u8]) -> bool {
+    while let [first, rest @ ..] = name {
+        name = match (first, rest) {
+            (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
+            (
+                b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';'
+                | b'=',
+                _,
+            ) => rest,
+            (byte, _) if byte.is_ascii_alphanumeric() => rest,
+            _ => return false,
+        };
+    }
+    true
+}

@@ -1,0 +1,193 @@
+//! Which headers pass from one side to the other, and the ones that the mesh adds.
+//!
+//! Names are compared the way the most careless reader would: CGI, WSGI and their heirs turn a name into a variable,
+//! where `-` and `_` are the same, and older servers so treat every other mark. A name that such a reader could take
+//! for a protected one is protected. The rules hold for trailers as for headers.
+
+use std::fmt;
+
+use crate::{detect::MAX_METHOD, reason::Reason};
+
+pub use crate::reason::REASON_HEADER;
+
+/// The caller's SPIFFE id, set by the sidecar beside the server from the verified peer; absent if there is none.
+pub const CLIENT_ID_HEADER: &str = "outrigger-client-id";
+
+/// Marks a request between sidecars as HTTP/1.x: [`H1Mark`].
+pub const H1_HEADER: &str = "outrigger-h1";
+
+/// Bytes of a reason's text in the header, at most.
+pub const MAX_REASON_TEXT: usize = 256;
+
+/// Names that a `Connection` header may list, at most; a request with more is malformed on purpose.
+pub const MAX_CONNECTION_TOKENS: usize = 32;
+
+/// Whether `byte` may occur in a method or a field name (RFC 9110, 5.6.2).
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
+}
+
+/// The names and options that `Connection` header values list, in lower case; `None` if they are no lists of tokens
+/// or more than [`MAX_CONNECTION_TOKENS`]: answer 400.
+pub fn connection_tokens<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<Vec<String>> {
+    let mut tokens = Vec::new();
+    for token in values.into_iter().flat_map(|value| value.split(|byte| *byte == b',')) {
+        let token = token.trim_ascii();
+        // RFC 9110, 5.6.1.2: empty elements are to be ignored.
+        if token.is_empty() {
+            continue;
+        }
+        if !is_token(token) || tokens.len() == MAX_CONNECTION_TOKENS {
+            return None;
+        }
+        tokens.push(String::from_utf8_lossy(token).to_ascii_lowercase());
+    }
+    Some(tokens)
+}
+
+/// Whether a header is meant for the next hop only (RFC 9110, 7.6.1), so that it must not be forwarded as it is.
+/// `connection` is what [`connection_tokens`] returned.
+///
+/// `te` is one; if [`te_has_trailers`], send `te: trailers` on, for gRPC depends on it. `trailer`,
+/// `proxy-authorization` and `proxy-authenticate` pass: a sidecar is not the proxy that they are addressed to.
+///
+/// Names that `connection` lists are such headers too, but for those that frame a message or say where it came from:
+/// a client must not be able to make the proxy drop these.
+pub fn is_hop_by_hop(name: &str, connection: &[String]) -> bool {
+    const ALWAYS: [&str; 6] =
+        ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+    const NEVER: [&str; 4] = ["host", "content-length", "content-type", "forwarded"];
+    if ALWAYS.iter().any(|always| name.eq_ignore_ascii_case(always)) {
+        return true;
+    }
+    connection.iter().any(|token| name.eq_ignore_ascii_case(token))
+        && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+        && !reads_as_prefix(name, "x-forwarded-")
+}
+
+/// Whether a `te` value accepts trailers: the one thing in it that may be sent on, and all that HTTP/2 allows
+/// (RFC 9113, 8.2.2).
+pub fn te_has_trailers(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// The protocol that an HTTP/1.1 request asks to upgrade to, if it asks for one that can be carried.
+///
+/// `None` without `upgrade` in `connection`, for more than one protocol (the mesh carries one), and for `h2c`, which
+/// RFC 9113 has withdrawn: the request is served without the upgrade, as RFC 9110, 7.8 allows.
+pub fn upgrade_protocol<'a>(connection: &[String], upgrade: &[&'a [u8]]) -> Option<&'a str> {
+    let [value] = upgrade else { return None };
+    let value = std::str::from_utf8(value).ok()?.trim_ascii();
+    let is_protocol = value.splitn(2, '/').all(|part| is_token(part.as_bytes()));
+    (connection.iter().any(|token| token == "upgrade") && is_protocol && !value.eq_ignore_ascii_case("h2c"))
+        .then_some(value)
+}
+
+/// Whether a header claims to say who the caller is. Stripped from every inbound request, headers and trailers,
+/// before ours is set; whoever sent it, the application must never see it.
+///
+/// - ours;
+/// - `x-forwarded-client-cert` and `l5d-client-id`: other meshes' words for the same, which an application or a
+///   library may still read after a migration;
+/// - `x-envoy-*`, all of it: an Envoy behind this sidecar sees its peer on loopback, takes the request for an internal
+///   one and believes every one of these (CVE-2024-45806); several name the caller (`x-envoy-peer-metadata`,
+///   `x-envoy-downstream-service-cluster`, `x-envoy-internal`, `x-envoy-external-address`), the others are orders.
+///
+/// Not stripped, because they speak of somebody outside the mesh and gateways set them for the application:
+/// `forwarded`, `x-forwarded-for`, `x-real-ip`, `client-cert` (RFC 9440), `authorization`.
+pub fn claims_identity(name: &str) -> bool {
+    [CLIENT_ID_HEADER, "x-forwarded-client-cert", "l5d-client-id"].iter().any(|claim| reads_as(name, claim))
+        || reads_as_prefix(name, "x-envoy-")
+}
+
+/// Whether a header is the mesh's own: all of `outrigger-`. Stripped from what applications send, requests and
+/// responses, and, once read, from what a peer's sidecar sends; only the mesh may set one.
+pub fn is_mesh_internal(name: &str) -> bool {
+    reads_as_prefix(name, "outrigger-")
+}
+
+/// Whether a careless reader takes `name` for `canonical`, which is lower case with `-`.
+fn reads_as(name: &str, canonical: &str) -> bool {
+    name.len() == canonical.len() && reads_as_prefix(name, canonical)
+}
+
+fn reads_as_prefix(name: &str, canonical: &str) -> bool {
+    name.len() >= canonical.len()
+        && name.bytes().zip(canonical.bytes()).all(|(byte, expected)| {
+            if byte.is_ascii_alphanumeric() {
+                byte.to_ascii_lowercase() == expected
+            } else {
+                expected == b'-'
+            }
+        })
+}
+
+/// The field `outrigger-h1`: this request was HTTP/1.x and must leave as such.
+///
+/// On the wire `1.0`, `1.1`, or, on the extended CONNECT that carries an upgrade, `1.1; method=<method>` with the
+/// method of the original request. Nothing else is accepted: the field comes from a sidecar or from an attacker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum H1Mark {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/1.1, and the method of a request to upgrade.
+    Upgrade {
+        /// A token of at most [`MAX_METHOD`] bytes, not CONNECT.
+        method: String,
+    },
+}
+
+impl H1Mark {
+    /// Reads the field's value; `None`: malformed.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        match value {
+            b"1.0" => Some(Self::Http10),
+            b"1.1" => Some(Self::Http11),
+            _ => {
+                let method = value.strip_prefix(b"1.1; method=")?;
+                // CONNECT opens a tunnel of its own and has no use for an upgrade.
+                let valid = is_token(method) && method.len() <= MAX_METHOD && method != b"CONNECT";
+                valid.then(|| Self::Upgrade { method: String::from_utf8_lossy(method).into_owned() })
+            }
+        }
+    }
+}
+
+impl fmt::Display for H1Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http10 => f.write_str("1.0"),
+            Self::Http11 => f.write_str("1.1"),
+            Self::Upgrade { method } => write!(f, "1.1; method={method}"),
+        }
+    }
+}
+
+/// The value of [`REASON_HEADER`]: `<component>; <code>; <text>`. Always visible ASCII and spaces: anything else in
+/// `text` is escaped as in Rust source, and the text is cut at [`MAX_REASON_TEXT`] bytes.
+pub fn reason_value(component: &'static str, reason: Reason, text: &str) -> String {
+    const CUT: &str = "...";
+    let mut value = format!("{component}; {reason}; ");
+    let end = value.len() + MAX_REASON_TEXT;
+    for char in text.chars() {
+        let before = value.len();
+        if char.is_ascii_graphic() || char == ' ' {
+            value.push(char);
+        } else {
+            value.extend(char.escape_default());
+        }
+        if value.len() > end {
+            value.truncate(before.min(end - CUT.len()));
+            value.push_str(CUT);
+            break;
+        }
+    }
+    value.truncate(value.trim_end().len());
+    value
+}
