@@ -264,9 +264,13 @@ fn instance(id: InstanceId, entry: Entry<'_>, rules: AddressRules) -> Result<Ins
     let weights = service.weights.unwrap_or(Weights { passing: 1, warning: 1 });
     let weight = if health == Health::Warning { weights.warning } else { weights.passing.max(1) };
     let meta = bounded_meta(service.meta);
-    let own_zone = service.locality.map(|l| l.zone).or_else(|| meta.get(META_ZONE).cloned());
-    let node_zone = || node.locality.map(|l| l.zone).or_else(|| node.meta?.remove(META_ZONE));
-    let zone = own_zone.filter(|zone| !zone.is_empty()).or_else(node_zone);
+    let zone = [
+        service.locality.map(|locality| locality.zone),
+        meta.get(META_ZONE).cloned(),
+        node.locality.map(|locality| locality.zone),
+        node.meta.and_then(|mut meta| meta.remove(META_ZONE)),
+    ];
+    let zone = zone.into_iter().flatten().find(|zone| !zone.is_empty() && zone.len() <= MAX_META_VALUE);
     let virtual_address = service
         .tagged_addresses
         .and_then(|tagged| tagged.get(TAGGED_VIRTUAL)?.address.parse::<IpAddr>().ok())
@@ -282,7 +286,7 @@ fn instance(id: InstanceId, entry: Entry<'_>, rules: AddressRules) -> Result<Ins
         meta,
         tags: bounded_tags(service.tags),
         virtual_address,
-        zone: zone.filter(|zone| !zone.is_empty() && zone.len() <= MAX_META_VALUE),
+        zone,
     })
 }
 
