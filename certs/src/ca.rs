@@ -158,14 +158,14 @@ impl CertificateAuthority {
         let keys: Vec<_> = PrivateKeyDer::pem_slice_iter(text.as_bytes())
             .map(|key| key.map(Zeroizing::new))
             .collect::<Result<_, _>>()
-            .map_err(|error| unusable("store", error))?;
+            .map_err(|error| unusable("store", error.to_string()))?;
         let [key, root_key] = keys.as_slice() else {
             return Err(unusable("store", "it must hold exactly two private keys"));
         };
         let root_key = parse_key(root_key)?;
         check_ca("root", root, &root_key, trust_domain)?;
         let bundle = TrustBundle::new(trust_domain.clone(), [root.clone()], FIRST_EPOCH)
-            .map_err(|error| unusable("root", error))?;
+            .map_err(|error| unusable("root", error.to_string()))?;
         Self::new(vec![issuer.clone()], parse_key(key)?, bundle)
     }
 
@@ -185,9 +185,9 @@ impl CertificateAuthority {
         }
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map(Zeroizing::new)
-            .map_err(|error| unusable("key", error))?;
+            .map_err(|error| unusable("key", error.to_string()))?;
         let bundle = TrustBundle::from_pem(trust_domain.clone(), roots.as_bytes(), FIRST_EPOCH)
-            .map_err(|error: BundleError| unusable("roots", error))?;
+            .map_err(|error: BundleError| unusable("roots", error.to_string()))?;
         Self::new(chain, parse_key(&key)?, bundle)
     }
 
@@ -208,7 +208,7 @@ impl CertificateAuthority {
         // The last word is a peer's: sign something and check it as a workload would. It also finds what no single
         // check does, such as an issuer's name that rcgen cannot repeat (it knows one value for each attribute type).
         let probe = SpiffeId::new(ca.bundle.trust_domain(), "outrigger", "probe")
-            .map_err(|error| unusable(what, error))?;
+            .map_err(|error| unusable(what, error.to_string()))?;
         ca.issue_own(&probe, Duration::from_mins(1)).map_err(|error| {
             unusable(what, format!("a certificate that it signed is not accepted under the roots: {error}"))
         })?;
@@ -311,15 +311,15 @@ fn ca_params(
     Ok(params)
 }
 
-fn unusable(what: &'static str, reason: impl ToString) -> CaError {
-    CaError::Unusable { what, reason: reason.to_string() }
+fn unusable(what: &'static str, reason: impl Into<String>) -> CaError {
+    CaError::Unusable { what, reason: reason.into() }
 }
 
 fn parse_certificates(what: &'static str, text: &str) -> Result<Vec<CertificateDer<'static>>, CaError> {
     if text.len() > MAX_PEM_BYTES {
         return Err(unusable(what, "it is larger than 256 KiB"));
     }
-    pem_text::certificates(text.as_bytes()).map_err(|error| unusable(what, error))
+    pem_text::certificates(text.as_bytes()).map_err(|error| unusable(what, error.to_string()))
 }
 
 fn parse_key(der: &PrivateKeyDer<'static>) -> Result<Zeroizing<rcgen::KeyPair>, CaError> {
@@ -336,7 +336,8 @@ fn check_ca(
     key: &rcgen::KeyPair,
     trust_domain: &TrustDomain,
 ) -> Result<(SystemTime, SystemTime), CaError> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| unusable(what, error))?;
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| unusable(what, error.to_string()))?;
     if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(key) {
         return Err(unusable(what, "the private key is not this certificate's"));
     }
