@@ -29,11 +29,11 @@ pub(crate) fn compile(rules: &Rules) -> Result<Table, Error> {
         chains.push(inbound(rules, selector));
     }
     if rules.outbound.is_some() || rules.dns.is_some() || rules.inbound.is_some() {
-        chains.push(output(rules));
+        chains.extend(output(rules));
     }
     chains.push(guard(rules));
     if rules.drop_udp {
-        chains.push(drop_udp(rules));
+        chains.extend(drop_udp(rules));
     }
     let count = chains.iter().map(|chain| chain.rules.len()).sum::<usize>();
     if count > MAX_RULES {
@@ -133,45 +133,42 @@ fn inbound(rules: &Rules, selector: &Selector) -> Chain {
     for port in rules.ports.all() {
         list.push(rule([tcp.clone(), Match::DestinationPort(port.into())], Action::Return));
     }
-    push_excluded(&mut list, &[tcp.clone()], selector, Match::Source);
+    push_excluded(&mut list, &tcp, selector, Match::Source);
     push_included(&mut list, &tcp, selector, Match::Source, None, Action::Redirect(rules.ports.inbound));
     Chain { name: INBOUND, hook: None, rules: list }
 }
 
 /// What processes of this host send.
-fn output(rules: &Rules) -> Chain {
-    let mut list = Vec::new();
-    push_ipv6(rules, &mut list);
+fn output(rules: &Rules) -> Vec<Chain> {
+    let mut first = Vec::new();
+    push_ipv6(rules, &mut first);
     if rules.inbound.is_some() {
         // A sidecar that picks an endpoint on its own host: the packets never pass prerouting as new ones.
         for exempt in &rules.exempt {
-            list.push(rule(
-                [
-                    exempt_match(*exempt),
-                    Match::Priority(HAIRPIN_PRIORITY),
-                    Match::DestinationLocal(true),
-                    Match::Protocol(Protocol::Tcp),
-                ],
-                Action::Jump(INBOUND),
-            ));
+            let hairpin = [Match::Priority(HAIRPIN_PRIORITY), Match::DestinationLocal(true)];
+            let matches =
+                [exempt_match(*exempt)].into_iter().chain(hairpin).chain([Match::Protocol(Protocol::Tcp)]);
+            first.push(rule(matches, Action::Jump(INBOUND)));
         }
     }
-    push_exempt_and_select(rules, &mut list);
+    push_exempt(rules, &mut first);
+
+    let mut then = Vec::new();
     if let Some(selector) = &rules.dns {
         // Before the host's own addresses: a stub resolver listens on one of them, as on 127.0.0.53.
         for protocol in [Protocol::Udp, Protocol::Tcp].map(Match::Protocol) {
-            push_excluded(&mut list, &[protocol.clone()], selector, Match::Destination);
+            push_excluded(&mut then, &protocol, selector, Match::Destination);
             let action = Action::Redirect(rules.ports.dns);
-            push_included(&mut list, &protocol, selector, Match::Destination, Some(DNS_PORT.into()), action);
+            push_included(&mut then, &protocol, selector, Match::Destination, Some(DNS_PORT.into()), action);
         }
     }
     if let Some(selector) = &rules.outbound {
         let tcp = Match::Protocol(Protocol::Tcp);
-        list.push(rule([Match::DestinationLocal(true)], Action::Return));
-        list.push(rule([tcp.clone(), Match::DestinationPort(rules.ports.admin.into())], Action::Return));
-        push_excluded(&mut list, &[tcp.clone()], selector, Match::Destination);
+        then.push(rule([Match::DestinationLocal(true)], Action::Return));
+        then.push(rule([tcp.clone(), Match::DestinationPort(rules.ports.admin.into())], Action::Return));
+        push_excluded(&mut then, &tcp, selector, Match::Destination);
         push_included(
-            &mut list,
+            &mut then,
             &tcp,
             selector,
             Match::Destination,
@@ -179,7 +176,7 @@ fn output(rules: &Rules) -> Chain {
             Action::Redirect(rules.ports.outbound),
         );
     }
-    Chain { name: "output", hook: Some(Hook::NatOutput), rules: list }
+    for_selected(rules, "output", Hook::NatOutput, first, "workload", then)
 }
 
 /// Other hosts have no business with the outbound and DNS listeners, whatever address they are bound to.
@@ -199,14 +196,39 @@ fn guard(rules: &Rules) -> Chain {
     Chain { name: "guard", hook: Some(Hook::FilterInput), rules: list }
 }
 
-fn drop_udp(rules: &Rules) -> Chain {
+fn drop_udp(rules: &Rules) -> Vec<Chain> {
     let udp = Match::Protocol(Protocol::Udp);
-    let mut list = Vec::new();
-    push_exempt_and_select(rules, &mut list);
-    list.push(rule([Match::DestinationLocal(true)], Action::Return));
-    list.push(rule([udp.clone(), Match::DestinationPort(DNS_PORT.into())], Action::Return));
-    list.push(rule([udp], Action::Drop));
-    Chain { name: "udp", hook: Some(Hook::FilterOutput), rules: list }
+    let mut first = Vec::new();
+    push_exempt(rules, &mut first);
+    let then = vec![
+        rule([Match::DestinationLocal(true)], Action::Return),
+        rule([udp.clone(), Match::DestinationPort(DNS_PORT.into())], Action::Return),
+        rule([udp], Action::Drop),
+    ];
+    for_selected(rules, "refuse", Hook::FilterOutput, first, "workload-refuse", then)
+}
+
+/// One chain, or two where only some processes are meant. The selection jumps to what it selects instead of
+/// returning for all others: a match on a socket's cgroup fails, whichever way it is asked, for processes that
+/// live less deep in the tree and for packets without a socket.
+fn for_selected(
+    rules: &Rules,
+    name: &'static str,
+    hook: Hook,
+    mut first: Vec<Rule>,
+    selected: &'static str,
+    then: Vec<Rule>,
+) -> Vec<Chain> {
+    let workload = match &rules.select {
+        None => {
+            first.extend(then);
+            return vec![Chain { name, hook: Some(hook), rules: first }];
+        }
+        Some(Select::Uid { first, last }) => Match::SocketUidWithin { first: *first, last: *last },
+        Some(Select::Cgroup(path)) => Match::WithinCgroup(path.clone()),
+    };
+    first.push(rule([workload], Action::Jump(selected)));
+    vec![Chain { name, hook: Some(hook), rules: first }, Chain { name: selected, hook: None, rules: then }]
 }
 
 fn push_ipv6(rules: &Rules, list: &mut Vec<Rule>) {
@@ -215,16 +237,9 @@ fn push_ipv6(rules: &Rules, list: &mut Vec<Rule>) {
     }
 }
 
-fn push_exempt_and_select(rules: &Rules, list: &mut Vec<Rule>) {
+fn push_exempt(rules: &Rules, list: &mut Vec<Rule>) {
     for exempt in &rules.exempt {
         list.push(rule([exempt_match(*exempt)], Action::Return));
-    }
-    match &rules.select {
-        Some(Select::Uid { first, last }) => {
-            list.push(rule([Match::SocketUidOutside { first: *first, last: *last }], Action::Return));
-        }
-        Some(Select::Cgroup(path)) => list.push(rule([Match::OutsideCgroup(path.clone())], Action::Return)),
-        None => {}
     }
 }
 
@@ -235,11 +250,11 @@ fn exempt_match(exempt: Exempt) -> Match {
     }
 }
 
-fn push_excluded(list: &mut Vec<Rule>, base: &[Match], selector: &Selector, address: fn(IpNet) -> Match) {
+fn push_excluded(list: &mut Vec<Rule>, protocol: &Match, selector: &Selector, address: fn(IpNet) -> Match) {
     let ports = selector.exclude_ports.iter().map(|range| Match::DestinationPort(*range));
     let nets = selector.exclude_cidrs.iter().map(|net| address(net.trunc()));
     for one in ports.chain(nets) {
-        list.push(rule(base.iter().cloned().chain([one]), Action::Return));
+        list.push(rule([protocol.clone(), one], Action::Return));
     }
 }
 

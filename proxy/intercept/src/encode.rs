@@ -155,32 +155,25 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
         Match::SocketUid(uid) => {
             out.extend([meta(MetaKey::SocketUserId), cmp(Operator::Equal, &uid.to_ne_bytes())])
         }
-        Match::SocketUidOutside { first, last } => {
+        Match::SocketUidWithin { first, last } => {
             out.push(meta(MetaKey::SocketUserId));
-            // Ranges compare bytes, so the uid goes to network order first: NFTA_BYTEORDER_SREG, DREG, OP = HTON,
-            // LEN, SIZE. NFTA_RANGE_SREG, OP = NEQ, FROM_DATA, TO_DATA.
+            // Order is that of bytes, so the uid goes to network order first: NFTA_BYTEORDER_SREG, DREG, OP = HTON,
+            // LEN, SIZE.
             out.push(other(
                 "byteorder",
                 &[(1, REGISTER.into()), (2, REGISTER.into()), (3, 1), (4, 4), (5, 4)],
             ));
-            out.push(expression(
-                "range",
-                vec![
-                    number(1, REGISTER.into()),
-                    number(2, 1),
-                    data(3, first.to_be_bytes()),
-                    data(4, last.to_be_bytes()),
-                ],
-            ));
+            out.push(cmp(Operator::GreatherThanEqual, &first.to_be_bytes()));
+            out.push(cmp(Operator::LessThanEqual, &last.to_be_bytes()));
         }
         Match::Mark(mark) => out.extend([meta(MetaKey::Mark), cmp(Operator::Equal, &mark.to_ne_bytes())]),
         Match::Priority(value) => {
             out.extend([meta(MetaKey::Priority), cmp(Operator::Equal, &value.to_ne_bytes())])
         }
-        Match::OutsideCgroup(path) => {
+        Match::WithinCgroup(path) => {
             // NFTA_SOCKET_KEY = CGROUPV2, NFTA_SOCKET_DREG, NFTA_SOCKET_LEVEL
             out.push(other("socket", &[(1, 3), (2, REGISTER.into()), (3, cgroup_level(path))]));
-            out.push(cmp(Operator::NotEqual, &cgroup(path)?.to_ne_bytes()));
+            out.push(cmp(Operator::Equal, &cgroup(path)?.to_ne_bytes()));
         }
         Match::Established => {
             // NFTA_CT_DREG, NFTA_CT_KEY = STATE
@@ -254,24 +247,7 @@ fn verdict(attributes: Vec<VerdictAttribute>) -> Expression {
 
 /// An expression that the crate has no type for, whose attributes are all numbers.
 fn other(name: &str, attributes: &[(u16, u32)]) -> Expression {
-    expression(name, attributes.iter().map(|(kind, value)| number(*kind, *value)).collect())
-}
-
-fn expression(name: &str, attributes: Vec<DefaultNla>) -> Expression {
+    let number = |(kind, value): &(u16, u32)| DefaultNla::new(*kind, value.to_be_bytes().to_vec());
+    let attributes = attributes.iter().map(number).collect();
     Expressions::Other { expression_type: name.to_owned(), attributes }.into()
-}
-
-fn number(kind: u16, value: u32) -> DefaultNla {
-    DefaultNla::new(kind, value.to_be_bytes().to_vec())
-}
-
-/// `NFTA_DATA_VALUE` inside a nested attribute.
-fn data(kind: u16, value: [u8; 4]) -> DefaultNla {
-    const NESTED: u16 = 1 << 15;
-    const DATA_VALUE: u16 = 1;
-    let mut bytes = Vec::with_capacity(8);
-    bytes.extend_from_slice(&8_u16.to_ne_bytes());
-    bytes.extend_from_slice(&DATA_VALUE.to_ne_bytes());
-    bytes.extend_from_slice(&value);
-    DefaultNla::new(kind | NESTED, bytes)
 }

@@ -50,13 +50,13 @@ pub(crate) enum Match {
     /// Whether it came in by `lo`.
     FromLoopback(bool),
     SocketUid(u32),
-    SocketUidOutside {
+    SocketUidWithin {
         first: u32,
         last: u32,
     },
     Mark(u32),
     Priority(u32),
-    OutsideCgroup(PathBuf),
+    WithinCgroup(PathBuf),
     /// The packet belongs to a connection that conntrack knows.
     Established,
 }
@@ -136,11 +136,11 @@ impl fmt::Display for Match {
             Self::DestinationLocal(holds) => write!(f, "fib daddr type {}local", unless(holds)),
             Self::FromLoopback(holds) => write!(f, "iifname {}\"lo\"", unless(holds)),
             Self::SocketUid(uid) => write!(f, "meta skuid {uid}"),
-            Self::SocketUidOutside { first, last } => write!(f, "meta skuid != {first}-{last}"),
+            Self::SocketUidWithin { first, last } => write!(f, "meta skuid {first}-{last}"),
             Self::Mark(mark) => write!(f, "meta mark {mark:#x}"),
             Self::Priority(priority) => write!(f, "meta priority 0:{priority:x}"),
-            Self::OutsideCgroup(path) => {
-                write!(f, "socket cgroupv2 level {} != \"{}\"", cgroup_level(path), path.display())
+            Self::WithinCgroup(path) => {
+                write!(f, "socket cgroupv2 level {} \"{}\"", cgroup_level(path), path.display())
             }
             Self::Established => f.write_str("ct state established,related"),
         }
