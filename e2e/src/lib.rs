@@ -8,9 +8,13 @@
 //! tools of `make tools`; it says which is missing. It never skips a case.
 #![forbid(unsafe_code)]
 
+pub mod client;
+pub mod consul;
 pub mod figures;
+pub mod load;
 pub mod network;
 pub mod process;
 pub mod sandbox;
 pub mod suite;
+pub mod tls;
 pub mod wait;

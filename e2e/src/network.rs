@@ -61,7 +61,12 @@ impl Network {
         hub.run(|| async {
             let links = links()?;
             up(&links, "lo").await?;
-            links.link().add(LinkBridge::new("br0").up().build()).execute().await.context("adding a bridge")?;
+            links
+                .link()
+                .add(LinkBridge::new("br0").up().build())
+                .execute()
+                .await
+                .context("adding a bridge")?;
             addresses(&links, "br0", HUB).await
         })
         .await
@@ -111,7 +116,10 @@ impl Host {
                 Err(error) => drop(ready.send(Err(error))),
             }
         };
-        std::thread::Builder::new().name(name.to_owned()).spawn(thread).context("starting a host's thread")?;
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(thread)
+            .context("starting a host's thread")?;
         let namespace = namespace.await.context("a host's thread died")??;
         Ok(Self { name: name.to_owned(), number, namespace: Arc::new(namespace), jobs })
     }

@@ -70,7 +70,8 @@ impl Process {
         match self.exited()? {
             None => Ok(()),
             Some(status) => {
-                let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+                let how =
+                    status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
                 bail!("{} has ended ({how}); its log ends:\n{}", self.name, tail(&self.log(), 20))
             }
         }

@@ -5,9 +5,9 @@
 //! started dies with it, however it ends. That first process has to be a *new* process; forking is unsafe, so the
 //! suite starts itself again and passes the outcome on.
 //!
-//! Two modes. As real root there is no user namespace and sidecars run under a uid of their own, as a package would
-//! install them. As anybody else, root inside a user namespace is the only uid there is, and sidecars are told apart
-//! by packet mark. `OUTRIGGER_E2E_USERNS=1` chooses the second mode for real root too.
+//! Two modes. As anybody, root inside a user namespace is the only uid there is, and sidecars are told apart by packet
+//! mark (`make test`). With `OUTRIGGER_ROOT_SUITES=1`, as real root, there is no user namespace and sidecars run
+//! under a uid of their own without any capability, as a package would install them (`make test-root`).
 
 use std::fs;
 use std::io::Read as _;
@@ -59,14 +59,20 @@ impl Sandbox {
     /// The path of a binary of this workspace.
     pub fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.binaries.join(name);
-        ensure!(path.exists(), "the binary `{name}` is not built: run `make build` (cargo build --workspace) first");
+        ensure!(
+            path.exists(),
+            "the binary `{name}` is not built: run `make build` (cargo build --workspace) first"
+        );
         Ok(path)
     }
 
     /// The path of a server or client built from a pinned Go module.
     pub fn tool(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.tools.join(name);
-        ensure!(path.exists(), "target/tools/{name} is not built: run `make tools` first (needs Go, takes minutes)");
+        ensure!(
+            path.exists(),
+            "target/tools/{name} is not built: run `make tools` first (needs Go, takes minutes)"
+        );
         Ok(path)
     }
 }
@@ -86,7 +92,11 @@ pub(crate) fn enter(suite: &str) -> anyhow::Result<Option<ExitCode>> {
 
 fn start_again() -> anyhow::Result<ExitCode> {
     let (uid, gid) = (Uid::effective(), Gid::effective());
-    let real_root = uid.is_root() && std::env::var_os("OUTRIGGER_E2E_USERNS").is_none();
+    let real_root = std::env::var_os("OUTRIGGER_ROOT_SUITES").is_some();
+    ensure!(
+        uid.is_root() || !real_root,
+        "OUTRIGGER_ROOT_SUITES is set, which needs root: run `make test` instead"
+    );
     let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;
     if !real_root {
         namespaces |= CloneFlags::CLONE_NEWUSER;
@@ -143,7 +153,8 @@ fn furnish(suite: &str, real_root: bool) -> anyhow::Result<Sandbox> {
     }
 
     // A /run of our own also hides the host's nscd and systemd-resolved, which would answer look-ups past the mesh.
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).context("mounting /run")?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
+        .context("mounting /run")?;
     let run = Path::new("/run/outrigger-e2e");
     let (binaries, tools, work) = (run.join("bin"), run.join("tools"), run.join("work"));
     for folder in [&binaries, &tools, &work] {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use http::Method;
+use outrigger_e2e::consul::{Consul, Mode, Registration};
 use outrigger_e2e::network::Network;
 use outrigger_e2e::suite::{case, suite};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +19,10 @@ fn main() -> ExitCode {
         vec![
             case("hosts reach each other over IPv4 and IPv6", hosts_reach_each_other),
             case("a dropped process is gone", dropped_process_is_gone),
+            case("Consul runs in development mode", |network| consul_runs(network, Mode::Dev)),
+            case("Consul runs as three servers and survives its leader", three_servers),
+            case("Consul runs with ACLs that deny", |network| consul_runs(network, Mode::AclDeny)),
+            case("Consul runs with TLS", |network| consul_runs(network, Mode::Tls)),
         ],
     )
 }
@@ -58,5 +64,30 @@ async fn dropped_process_is_gone(network: Arc<Network>) -> anyhow::Result<()> {
     let status = process.wait_exit(Duration::from_secs(5)).await?;
     ensure!(status.code() == Some(1), "false ended with {status}");
     ensure!(process.expect_running().is_err());
+    Ok(())
+}
+
+async fn consul_runs(network: Arc<Network>, mode: Mode) -> anyhow::Result<()> {
+    let mut consul = Consul::start(&network, mode).await?;
+    let web =
+        Registration { name: "web".into(), id: "web-1".into(), address: "10.77.0.200".into(), port: 80 };
+    consul.register(&web).await?;
+    let reply = consul.call(Method::GET, "/v1/health/service/web", None).await?.expect(200)?;
+    ensure!(reply.text().contains("10.77.0.200"), "the instance is missing: {}", reply.text());
+    if let Some(token) = consul.controller_token().await? {
+        consul.revoke(&token).await?;
+    }
+    consul.kill();
+    consul.restart().await?;
+    let reply = consul.call(Method::GET, "/v1/health/service/web", None).await?.expect(200)?;
+    ensure!(reply.text() == "[]", "a development agent starts empty: {}", reply.text());
+    Ok(())
+}
+
+async fn three_servers(network: Arc<Network>) -> anyhow::Result<()> {
+    let mut consul = Consul::start(&network, Mode::ThreeServers).await?;
+    ensure!(consul.urls().len() == 3);
+    let leader = consul.kill_leader().await?;
+    println!("new leader: {leader}");
     Ok(())
 }

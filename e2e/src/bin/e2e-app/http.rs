@@ -30,7 +30,10 @@ pub(crate) async fn serve(stream: TcpStream, name: &'static str) -> anyhow::Resu
     let io = TokioIo::new(stream);
     if http2 {
         let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        server.timer(TokioTimer::new()).max_header_list_size(u32::try_from(HEADERS_LIMIT)?).enable_connect_protocol();
+        server
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(HEADERS_LIMIT)?)
+            .enable_connect_protocol();
         server.serve_connection(io, service).await.context("serving HTTP/2")
     } else {
         let mut server = hyper::server::conn::http1::Builder::new();
@@ -70,7 +73,8 @@ async fn route(request: Request<Incoming>, name: &'static str) -> anyhow::Result
     let path = request.uri().path().to_owned();
     let mut parts = path.split('/').skip(1);
     let (what, mut numbers) = (parts.next().unwrap_or_default(), parts.map(str::parse::<u64>));
-    let mut number = || numbers.next().context("the path needs a number")?.context("reading the path's number");
+    let mut number =
+        || numbers.next().context("the path needs a number")?.context("reading the path's number");
     match what {
         "" | "whoami" => Ok(Response::new(full(name.to_owned()))),
         // What the application saw of the request, body digested.
@@ -79,14 +83,16 @@ async fn route(request: Request<Incoming>, name: &'static str) -> anyhow::Result
         "echo" => Ok(Response::new(request.into_body().map_err(anyhow::Error::from).boxed())),
         "bytes" => Ok(Response::new(full(pattern(usize::try_from(number()?)?)))),
         "chunked" => {
-            let chunks = stream::iter(0..number()?).map(|i| Ok(Frame::data(Bytes::from(format!("chunk {i}\n")))));
+            let chunks =
+                stream::iter(0..number()?).map(|i| Ok(Frame::data(Bytes::from(format!("chunk {i}\n")))));
             Ok(Response::new(streamed(chunks)))
         }
         "trailers" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-checksum", HeaderValue::from_static("0011"));
             trailers.insert("x-state", HeaderValue::from_static("complete"));
-            let frames = [Frame::data(Bytes::from_static(b"body before trailers\n")), Frame::trailers(trailers)];
+            let frames =
+                [Frame::data(Bytes::from_static(b"body before trailers\n")), Frame::trailers(trailers)];
             let body = streamed(stream::iter(frames.map(Ok)));
             let mut response = Response::new(body);
             response.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-checksum, x-state"));

@@ -38,11 +38,15 @@ pub(crate) async fn serve(mut stream: TcpStream) -> anyhow::Result<()> {
             stream.write_all(hints).await.context("sending an interim response")?;
         }
         let until_close = path.starts_with("/close");
-        let framing =
-            if until_close { "Connection: close".to_owned() } else { format!("Content-Length: {}", head.len()) };
+        let framing = if until_close {
+            "Connection: close".to_owned()
+        } else {
+            format!("Content-Length: {}", head.len())
+        };
         // Two fields of one name apart from each other, odd case, an empty value: all of it has to arrive.
-        let response =
-            format!("HTTP/1.1 200 Fine By Me\r\nX-One: 1\r\nx-TWO: a\r\n{framing}\r\nX-one: 2\r\nX-Empty:\r\n\r\n");
+        let response = format!(
+            "HTTP/1.1 200 Fine By Me\r\nX-One: 1\r\nx-TWO: a\r\n{framing}\r\nX-one: 2\r\nX-Empty:\r\n\r\n"
+        );
         stream.write_all(response.as_bytes()).await.context("sending a head")?;
         stream.write_all(&head).await.context("sending a body")?;
         if until_close {
