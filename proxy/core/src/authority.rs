@@ -101,3 +101,58 @@ fn is_reg_name(mut name: &[u8]) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_authority_is_told() {
+        assert_eq!(request_authority(None, &[b"a.example:8080"], true), Ok(Some("a.example:8080")));
+        assert_eq!(request_authority(Some("a.example"), &[b"A.Example"], true), Ok(Some("a.example")));
+        assert_eq!(request_authority(Some("a.example"), &[b"a.example:80"], true), Ok(Some("a.example")));
+        assert_eq!(request_authority(Some("[::1]:80"), &[b"[::1]"], true), Ok(Some("[::1]:80")));
+        assert_eq!(request_authority(Some("a.example"), &[], false), Ok(Some("a.example")));
+        assert_eq!(request_authority(None, &[b""], true), Ok(None));
+        assert_eq!(request_authority(None, &[], false), Ok(None));
+        assert_eq!(request_authority(None, &[b"my_service"], true), Ok(Some("my_service")));
+    }
+
+    #[test]
+    fn two_authorities_are_none() {
+        assert_eq!(request_authority(None, &[], true), Err(Ambiguous::Missing));
+        assert_eq!(request_authority(None, &[b"a", b"a"], true), Err(Ambiguous::TwoHosts));
+        assert_eq!(request_authority(Some("a"), &[b"b"], true), Err(Ambiguous::Differ));
+        assert_eq!(request_authority(Some("a"), &[b""], true), Err(Ambiguous::Differ));
+        assert_eq!(request_authority(Some("a:80"), &[b"a:8080"], true), Err(Ambiguous::Differ));
+        assert_eq!(request_authority(Some("a"), &[b"a@b"], true), Err(Ambiguous::Malformed));
+    }
+
+    #[test]
+    fn what_is_no_host_and_port_is_malformed() {
+        let long = "a".repeat(MAX_AUTHORITY + 1);
+        for text in [
+            "a,b", "a b", " a", "a/", "a?b", "a#b", "u@a", "a:b", "a:70000", "a:+1", "a:1:2", ":80", "[::1",
+            "[a]", "[::1]x", "a%2", "a%zz", "a\\b", "\u{e4}", "a\t", &long,
+        ] {
+            assert_eq!(
+                request_authority(None, &[text.as_bytes()], true),
+                Err(Ambiguous::Malformed),
+                "{text:?}"
+            );
+        }
+        assert_eq!(request_authority(None, &[b"\xff"], true), Err(Ambiguous::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_what_passes_is_plain(target in prop::option::of(".{0,12}"), host: Vec<u8>) {
+            if let Ok(Some(authority)) = request_authority(target.as_deref(), &[&host], true) {
+                prop_assert!(!authority.is_empty());
+                prop_assert!(authority.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@,\\".contains(&b)));
+            }
+        }
+    }
+}

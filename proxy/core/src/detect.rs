@@ -101,7 +101,131 @@ fn detect_http1(bytes: &[u8]) -> Detection {
     };
     match &rest[end..] {
         [b'\n', ..] | [b'\r', b'\n', ..] if is_request_line => Detection::Http1,
-        [b'\r'] if is_request_line && bytes.len() < MAX_REQUEST_LINE => Detection::NeedMore,
+        [b'\r'] if is_request_line && bytes.len() == MAX_REQUEST_LINE => Detection::Http1,
+        [b'\r'] if is_request_line => Detection::NeedMore,
         _ => Detection::Opaque,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_complete_is_recognised() {
+        let cases: &[(&[u8], Detection)] = &[
+            (b"GET / HTTP/1.1\r\n", Detection::Http1),
+            (b"GET / HTTP/1.0\n", Detection::Http1),
+            (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Detection::Http1),
+            (b"CONNECT a.example:443 HTTP/1.1\r\n", Detection::Http1),
+            (b"PROPFIND /dav HTTP/1.1\r\n", Detection::Http1),
+            (b"m-search * HTTP/1.1\r\n", Detection::Http1),
+            (b"PRINT /x HTTP/1.1\r\n", Detection::Http1),
+            (b"GET /a b HTTP/1.1\r\n", Detection::Http1),
+            (b"GET /\xc3\xa4 HTTP/1.1\r\n", Detection::Http1),
+            (HTTP2_PREFACE, Detection::Http2),
+            (b"\x16\x03\x01\x02\x00\x01", Detection::Tls),
+            (b"\x16\x03\x03\x02\x00\x01\x00\x01\xfc\x03\x03", Detection::Tls),
+            // Other protocols that start like a request.
+            (b"OPTIONS rtsp://a/ RTSP/1.0\r\n", Detection::Opaque),
+            (b"OPTIONS sip:a@b SIP/2.0\r\n", Detection::Opaque),
+            (b"CONNECT {\"verbose\":false}\r\n", Detection::Opaque),
+            (b"CONNECT\naccept-version:1.2\n", Detection::Opaque),
+            (b"get key\r\n", Detection::Opaque),
+            (b"PING\r\n", Detection::Opaque),
+            (b"EHLO a\r\n", Detection::Opaque),
+            (b"GET /\r\n", Detection::Opaque),
+            (b"GET  HTTP/1.1\r\n", Detection::Opaque),
+            (b"GET / HTTP/2.0\r\n", Detection::Opaque),
+            (b"GET / HTTP/1.1\r\r\n", Detection::Opaque),
+            (b"GET /\0 HTTP/1.1\r\n", Detection::Opaque),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Detection::Opaque),
+            (b"*1\r\n$4\r\nPING\r\n", Detection::Opaque),
+            (b"\r\n", Detection::Opaque),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Detection::Opaque),
+            (b"\x16\x03\x01\x02\x00\x02", Detection::Opaque),
+            (b"\x16\x04", Detection::Opaque),
+            (b"\x80\x2e\x01", Detection::Opaque),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(detect(bytes), *expected, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_is_incomplete_waits() {
+        for bytes in [
+            &b""[..],
+            b"G",
+            b"GET",
+            b"GET ",
+            b"GET / HTTP/1.1",
+            b"GET / HTTP/1.1\r",
+            b"PRI",
+            b"\x16",
+            b"\x16\x03\x01",
+        ] {
+            assert_eq!(detect(bytes), Detection::NeedMore, "{}", bytes.escape_ascii());
+        }
+        assert_eq!(detect(&HTTP2_PREFACE[..23]), Detection::NeedMore);
+    }
+
+    #[test]
+    fn a_line_without_end_is_http_only_by_a_known_method() {
+        for (method, expected) in [("GET", Detection::Http1), ("SOURCE", Detection::Opaque)] {
+            let line = format!("{method} /{}", "a".repeat(MAX_REQUEST_LINE));
+            assert_eq!(detect(&line.as_bytes()[..MAX_REQUEST_LINE - 1]), Detection::NeedMore);
+            assert_eq!(detect(&line.as_bytes()[..MAX_REQUEST_LINE]), expected);
+            assert_eq!(detect(line.as_bytes()), expected);
+        }
+        assert_eq!(detect(&[b'a'; MAX_METHOD + 1]), Detection::Opaque);
+    }
+
+    /// Bytes that look like something for a while.
+    fn plausible() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            Just(&b"GET "[..]),
+            Just(&b"PRI * HTTP/2.0\r\n\r\n"[..]),
+            Just(&b"SM\r\n\r\n"[..]),
+            Just(&b"PURGE "[..]),
+            Just(&b"/path"[..]),
+            Just(&b" HTTP/1.1"[..]),
+            Just(&b"\r"[..]),
+            Just(&b"\n"[..]),
+            Just(&b"\x16\x03\x01\x01\x00\x01"[..]),
+            Just(&[b'x'; 4000][..]),
+        ]
+        .prop_map(<[u8]>::to_vec);
+        let noise = prop::collection::vec(any::<u8>(), 0..4);
+        prop::collection::vec(prop_oneof![4 => piece, 1 => noise], 0..8).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_never_changes(bytes in plausible()) {
+            let whole = detect(&bytes);
+            // Around the ends of the pieces and the bound, not all of 30,000 prefixes.
+            let lengths = (0..bytes.len()).filter(|len| len % 4000 < 100 || len.abs_diff(MAX_REQUEST_LINE) < 3);
+            for len in lengths {
+                let early = detect(&bytes[..len]);
+                prop_assert!(early == Detection::NeedMore || early == whole, "{len}: {early:?}, then {whole:?}");
+            }
+            prop_assert!(bytes.len() < MAX_REQUEST_LINE || whole != Detection::NeedMore);
+        }
+
+        #[test]
+        fn any_method_with_its_line_is_http(method in "[A-Z!#$%&'*+.^_`|~a-z0-9-]{1,32}", target in "[!-~]{1,64}") {
+            let line = format!("{method} {target} HTTP/1.1\r\n");
+            prop_assert_eq!(detect(line.as_bytes()), Detection::Http1);
+        }
+
+        #[test]
+        fn noise_is_decided_at_once(first in prop::num::u8::ANY.prop_filter("no token, no TLS", |b| {
+            !is_token_byte(*b) && *b != 0x16
+        })) {
+            prop_assert_eq!(detect(&[first]), Detection::Opaque);
+        }
     }
 }

@@ -191,3 +191,146 @@ pub fn reason_value(component: &'static str, reason: Reason, text: &str) -> Stri
     value.truncate(value.trim_end().len());
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tokens(value: &str) -> Vec<String> {
+        connection_tokens([value.as_bytes()]).unwrap()
+    }
+
+    #[test]
+    fn headers_for_the_next_hop_stay() {
+        let connection = tokens("X-Mine, close, , host, X-Forwarded-For");
+        for name in
+            ["Connection", "keep-alive", "Proxy-Connection", "TE", "Transfer-Encoding", "upgrade", "x-mine"]
+        {
+            assert!(is_hop_by_hop(name, &connection), "{name}");
+        }
+        for name in ["host", "x-forwarded-for", "trailer", "proxy-authorization", "content-length", "x-other"]
+        {
+            assert!(!is_hop_by_hop(name, &connection), "{name}");
+        }
+    }
+
+    #[test]
+    fn connection_values_are_lists_of_tokens() {
+        assert_eq!(tokens("Keep-Alive, X-A"), ["keep-alive", "x-a"]);
+        assert_eq!(tokens(""), Vec::<String>::new());
+        assert_eq!(connection_tokens([&b"a b"[..]]), None);
+        let many = "a,".repeat(MAX_CONNECTION_TOKENS);
+        assert_eq!(tokens(&many).len(), MAX_CONNECTION_TOKENS);
+        assert_eq!(connection_tokens([many.as_bytes(), b"a"]), None);
+    }
+
+    #[test]
+    fn te_and_upgrade() {
+        assert!(te_has_trailers(b"trailers"));
+        assert!(te_has_trailers(b"gzip;q=0.5, Trailers"));
+        assert!(!te_has_trailers(b"gzip"));
+        let asked = tokens("Upgrade");
+        assert_eq!(upgrade_protocol(&asked, &[b"websocket"]), Some("websocket"));
+        assert_eq!(upgrade_protocol(&asked, &[b"tcp/1"]), Some("tcp/1"));
+        for refused in [&b"h2c"[..], b"a, b", b"", b"a/", b"\xff"] {
+            assert_eq!(upgrade_protocol(&asked, &[refused]), None);
+        }
+        assert_eq!(upgrade_protocol(&asked, &[b"a", b"b"]), None);
+        assert_eq!(upgrade_protocol(&tokens("close"), &[b"websocket"]), None);
+    }
+
+    #[test]
+    fn headers_that_speak_of_others_pass() {
+        for name in [
+            "x-forwarded-for",
+            "forwarded",
+            "x-real-ip",
+            "client-cert",
+            "authorization",
+            "x-envoy",
+            "outrigger",
+            "l5d-client-id-x",
+            "x-outrigger-client-id",
+        ] {
+            assert!(!claims_identity(name) && !is_mesh_internal(name), "{name}");
+        }
+        for name in [H1_HEADER, REASON_HEADER, CLIENT_ID_HEADER, "Outrigger_H1"] {
+            assert!(is_mesh_internal(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_read_strictly() {
+        for value in [
+            "",
+            "1",
+            "1.2",
+            "1.1;method=GET",
+            "1.1; method=",
+            "1.0; method=GET",
+            "1.1; method=CONNECT",
+            "1.1 ",
+            "1.1; method=A B",
+        ] {
+            assert_eq!(H1Mark::parse(value.as_bytes()), None, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_one_line_of_ascii() {
+        assert_eq!(
+            reason_value("outbound", Reason::ConnectFailed, "10.0.0.1:80: caf\u{e9}\r\nx: y"),
+            "outbound; connect_failed; 10.0.0.1:80: caf\\u{e9}\\r\\nx: y"
+        );
+        assert_eq!(reason_value("outbound", Reason::Loop, ""), "outbound; loop;");
+    }
+
+    proptest! {
+        #[test]
+        fn every_spelling_of_a_claim_is_one(
+            base in prop::sample::select(vec![
+                "outrigger-client-id", "x-forwarded-client-cert", "l5d-client-id",
+                "x-envoy-internal", "x-envoy-peer-metadata", "x-envoy-anything",
+            ]),
+            changes in prop::collection::vec((any::<bool>(), 0_usize..4), 32),
+        ) {
+            let spelled: String = base.chars().zip(&changes).map(|(char, (upper, mark))| match char {
+                '-' => ['-', '_', '.', '~'][*mark],
+                char if *upper => char.to_ascii_uppercase(),
+                char => char,
+            }).collect();
+            prop_assert!(claims_identity(&spelled), "{}", spelled);
+        }
+
+        #[test]
+        fn marks_survive_the_wire(method in "[A-Z!a-z0-9-]{1,32}", version in 0..3) {
+            let mark = match version {
+                0 => H1Mark::Http10,
+                1 => H1Mark::Http11,
+                _ => H1Mark::Upgrade { method },
+            };
+            prop_assume!(mark != H1Mark::Upgrade { method: "CONNECT".to_owned() });
+            prop_assert_eq!(H1Mark::parse(mark.to_string().as_bytes()), Some(mark));
+        }
+
+        #[test]
+        fn a_mark_that_is_read_is_written_the_same(
+            value in "1\\.[01](;[ ]?method=[A-Z ;]{0,3})?[ ]?".prop_map(String::into_bytes),
+        ) {
+            if let Some(mark) = H1Mark::parse(&value) {
+                prop_assert_eq!(mark.to_string().into_bytes(), value);
+            }
+        }
+
+        #[test]
+        fn a_reason_is_a_valid_field_value(text in "(?s).{0,400}") {
+            let value = reason_value("inbound", Reason::AccessDenied, &text);
+            let rest = value.strip_prefix("inbound; access_denied;").unwrap();
+            prop_assert!(rest.len() <= MAX_REASON_TEXT + 1);
+            prop_assert!(value.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
+            prop_assert!(!value.ends_with(' '));
+        }
+    }
+}

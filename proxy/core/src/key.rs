@@ -45,3 +45,43 @@ impl Alpn {
         [Self::H2, Self::Tcp].into_iter().find(|alpn| alpn.wire() == id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn key() -> ConnectionKey {
+        ConnectionKey {
+            address: "10.0.0.1:80".parse().unwrap(),
+            expected_identity: "spiffe://a/ns/b/sa/c".into(),
+            own_identity: "spiffe://a/ns/b/sa/d".into(),
+            trust_epoch: 1,
+            alpn: Alpn::H2,
+        }
+    }
+
+    #[test]
+    fn keys_are_compared_by_value_and_every_part_counts() {
+        let pool = HashSet::from([key()]);
+        assert!(pool.contains(&key()), "another allocation, the same value");
+        for other in [
+            ConnectionKey { address: "10.0.0.1:81".parse().unwrap(), ..key() },
+            ConnectionKey { expected_identity: "spiffe://a/ns/b/sa/x".into(), ..key() },
+            ConnectionKey { own_identity: "spiffe://a/ns/b/sa/x".into(), ..key() },
+            ConnectionKey { trust_epoch: 2, ..key() },
+            ConnectionKey { alpn: Alpn::Tcp, ..key() },
+        ] {
+            assert!(!pool.contains(&other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn only_our_protocols_are_known() {
+        for alpn in [Alpn::H2, Alpn::Tcp] {
+            assert_eq!(Alpn::from_wire(alpn.wire()), Some(alpn));
+        }
+        assert_eq!(Alpn::from_wire(b"h2"), None);
+    }
+}

@@ -160,10 +160,14 @@ impl Endpoint {
             v1::Health::Draining => Health::Draining,
             v1::Health::Unhealthy => Health::Unhealthy,
         };
-        let address = wire
+        let address: IpAddr = wire
             .address
             .parse()
             .map_err(|_| format!("endpoint {id}: {:?} is no IP address", wire.address))?;
+        // To dial 0.0.0.0 is to dial this host; see also the wildcard addresses that servers register by mistake.
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(format!("endpoint {id}: {address} is nobody's address"));
+        }
         let mut ports = BTreeMap::new();
         for (from, to) in wire.ports {
             let (Ok(from), Ok(to)) = (u16::try_from(from), u16::try_from(to)) else {
@@ -225,5 +229,81 @@ impl Destination {
             endpoint: (!wire.endpoint.is_empty()).then(|| wire.endpoint.into()),
             virtual_addresses,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(id: &str) -> v1::Endpoint {
+        v1::Endpoint {
+            id: id.to_owned(),
+            address: "10.0.0.1".to_owned(),
+            ports: [(80, 8080)].into(),
+            ..v1::Endpoint::default()
+        }
+    }
+
+    fn service(endpoints: Vec<v1::Endpoint>) -> Result<Service, InvalidResource> {
+        Service::from_wire(v1::Service {
+            name: "s".to_owned(),
+            namespace: "default".to_owned(),
+            endpoints,
+            ..v1::Service::default()
+        })
+    }
+
+    #[test]
+    fn a_service_is_sorted_and_found_by_id() {
+        let service = service(vec![endpoint("b"), endpoint("a"), endpoint("c")]).unwrap();
+        assert_eq!(&*service.name, "s.default");
+        assert_eq!(service.endpoints.iter().map(|e| &*e.id).collect::<Vec<_>>(), ["a", "b", "c"]);
+        let b = service.endpoint("b").unwrap();
+        assert_eq!((b.weight, b.health, &b.identity), (1, Health::Healthy, &None));
+        assert_eq!(b.socket_address(80), Some("10.0.0.1:8080".parse().unwrap()));
+        assert_eq!(b.socket_address(81), None);
+        assert_eq!(service.endpoint("d"), None);
+    }
+
+    #[test]
+    fn what_later_code_would_have_to_doubt_is_refused() {
+        let bad = |change: fn(&mut v1::Endpoint)| {
+            let mut bad = endpoint("b");
+            change(&mut bad);
+            service(vec![endpoint("a"), bad]).unwrap_err().to_string()
+        };
+        for (error, text) in [
+            (bad(|e| e.id.clear()), "s.default: an endpoint needs an id"),
+            (bad(|e| "a".clone_into(&mut e.id)), "s.default: endpoint a occurs twice"),
+            (
+                bad(|e| "b.example".clone_into(&mut e.address)),
+                "s.default: endpoint b: \"b.example\" is no IP address",
+            ),
+            (bad(|e| "::".clone_into(&mut e.address)), "s.default: endpoint b: :: is nobody's address"),
+            (bad(|e| e.ports = [(80, 0)].into()), "s.default: endpoint b: port 80 leads to port 0"),
+            (bad(|e| e.ports = [(80, 65_536)].into()), "s.default: endpoint b: 80 -> 65536 are no ports"),
+        ] {
+            assert_eq!(error, text);
+        }
+    }
+
+    #[test]
+    fn a_destination_needs_a_service_and_real_addresses() {
+        let wire = v1::Destination {
+            service: "s.default".to_owned(),
+            port: 80,
+            virtual_addresses: vec!["253.0.0.1".to_owned()],
+            ..v1::Destination::default()
+        };
+        let destination = Destination::from_wire("10.0.0.1:80", wire.clone()).unwrap();
+        assert_eq!((destination.port, destination.endpoint), (80, None));
+        for bad in [
+            v1::Destination { service: String::new(), ..wire.clone() },
+            v1::Destination { port: 65_536, ..wire.clone() },
+            v1::Destination { virtual_addresses: vec!["x".to_owned()], ..wire },
+        ] {
+            assert!(Destination::from_wire("10.0.0.1:80", bad).is_err());
+        }
     }
 }

@@ -35,7 +35,7 @@ macro_rules! reasons {
 
             /// What it means, for the documentation.
             pub fn description(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),+),)+ }
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii_start(),)+ }
             }
         }
     };
@@ -83,5 +83,25 @@ reasons! {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_words_that_fit_a_header_and_a_label() {
+        let codes: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+        assert_eq!(codes.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            assert!(reason.code().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason}");
+            assert!((400..600).contains(&reason.http_status()), "{reason}");
+            assert!((1..=16).contains(&reason.grpc_status()), "{reason}");
+            let description = reason.description();
+            assert!(description.starts_with(char::is_uppercase) && description.ends_with('.'), "{reason}");
+        }
     }
 }

@@ -137,3 +137,71 @@ impl<K: Eq + Hash> Memory<K> {
         self.len() == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_catalog_counts_before_the_port() {
+        assert_eq!(plan(Protocol::Http1, Some(First::Server), 3306), Plan::Http1);
+        assert_eq!(plan(Protocol::Http2, None, 25), Plan::Http2);
+        assert_eq!(plan(Protocol::Tcp, Some(First::Client), 80), Plan::Opaque);
+        assert_eq!(plan(Protocol::Detect, None, 3306), Plan::Opaque);
+    }
+
+    #[test]
+    fn a_server_that_spoke_first_is_dialled_at_once_and_its_clients_still_looked_at() {
+        let detect = |memory| plan(Protocol::Detect, memory, 8080);
+        assert_eq!(detect(Some(First::Server)), Plan::Detect { early_connect_after: Duration::ZERO });
+        assert_eq!(detect(None), Plan::Detect { early_connect_after: EARLY_CONNECT_AFTER });
+    }
+
+    #[test]
+    fn ports_of_http_are_never_opaque() {
+        for port in [80, 443, 3000, 5000, 8000, 8080, 8443, 8500, 9000, 9090, 9200, 15401] {
+            assert!(matches!(plan(Protocol::Detect, None, port), Plan::Detect { .. }), "{port}");
+        }
+    }
+
+    #[test]
+    fn a_memory_expires() {
+        let start = Instant::now();
+        let mut memory = Memory::default();
+        memory.record(1, First::Server, start);
+        assert_eq!(memory.recall(&1, start + (MEMORY_TTL - Duration::from_nanos(1))), Some(First::Server));
+        assert_eq!(memory.recall(&1, start + MEMORY_TTL), None);
+        memory.record(1, First::Client, start + MEMORY_TTL);
+        assert_eq!(memory.recall(&1, start + MEMORY_TTL), Some(First::Client));
+        assert_eq!(memory.recall(&2, start), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn the_memory_is_bounded_and_keeps_the_latest(
+            records in prop::collection::vec((0_u32..20_000, any::<bool>()), 1..20_000),
+        ) {
+            let now = Instant::now();
+            let mut memory = Memory::default();
+            for (destination, server) in &records {
+                let first = if *server { First::Server } else { First::Client };
+                memory.record(*destination, first, now);
+                prop_assert_eq!(memory.recall(destination, now), Some(first));
+                prop_assert!(memory.len() <= MEMORY_MAX);
+            }
+            let mut seen = std::collections::HashSet::new();
+            for (destination, server) in records.iter().rev() {
+                if seen.len() == MEMORY_MAX / 2 {
+                    break;
+                }
+                if seen.insert(destination) {
+                    let first = if *server { First::Server } else { First::Client };
+                    prop_assert_eq!(memory.recall(destination, now), Some(first));
+                }
+            }
+        }
+    }
+}
