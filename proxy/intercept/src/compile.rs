@@ -15,7 +15,7 @@ use crate::sockets::HAIRPIN_PRIORITY;
 
 /// A batch of this many rules (about 400 bytes each) fits the socket buffer that an unprivileged user may have.
 const MAX_RULES: usize = 384;
-/// The kernel allows longer names (NFT_NAME_MAXLEN); this one is read by people.
+/// The kernel allows longer names (`NFT_NAME_MAXLEN`); this one is read by people.
 const MAX_TABLE_NAME: usize = 48;
 const DNS_PORT: u16 = 53;
 
@@ -52,18 +52,21 @@ pub(crate) fn routed(rules: &Rules) -> Vec<IpNet> {
     rules.virtual_ranges.iter().filter(|net| rules.ipv6 || net.addr().is_ipv4()).map(IpNet::trunc).collect()
 }
 
+/// Only names of ours: whatever stands in a table of that name is deleted.
+pub(crate) fn check_table_name(table: &str) -> Result<(), Error> {
+    let named = table.strip_prefix("outrigger").is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    let plain = table.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if named && plain && table.len() <= MAX_TABLE_NAME {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the table name `{table}` must be `outrigger`, or `outrigger-` and lower case letters, digits and hyphens, at most {MAX_TABLE_NAME} in all"
+    )))
+}
+
 fn validate(rules: &Rules) -> Result<(), Error> {
     let invalid = |text: String| Err(Error::Invalid(text));
-    let named =
-        rules.table.strip_prefix("outrigger").is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
-    let plain =
-        rules.table.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if !named || !plain || rules.table.len() > MAX_TABLE_NAME {
-        return invalid(format!(
-            "the table name `{}` must be `outrigger`, or `outrigger-` and lower case letters, digits and hyphens, at most {MAX_TABLE_NAME} in all",
-            rules.table
-        ));
-    }
+    check_table_name(&rules.table)?;
     if rules.exempt.is_empty() {
         return invalid(
             "nobody is exempt, so the proxy's own traffic would come back to it; name its uid or mark".into(),

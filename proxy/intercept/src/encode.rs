@@ -153,7 +153,7 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
             out.extend([meta(MetaKey::Iifname), cmp(equal_if(holds), &name)]);
         }
         Match::SocketUid(uid) => {
-            out.extend([meta(MetaKey::SocketUserId), cmp(Operator::Equal, &uid.to_ne_bytes())])
+            out.extend([meta(MetaKey::SocketUserId), cmp(Operator::Equal, &uid.to_ne_bytes())]);
         }
         Match::SocketUidWithin { first, last } => {
             out.push(meta(MetaKey::SocketUserId));
@@ -166,9 +166,11 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
             out.push(cmp(Operator::GreatherThanEqual, &first.to_be_bytes()));
             out.push(cmp(Operator::LessThanEqual, &last.to_be_bytes()));
         }
-        Match::Mark(mark) => out.extend([meta(MetaKey::Mark), cmp(Operator::Equal, &mark.to_ne_bytes())]),
+        Match::Mark(mark) => {
+            out.extend([meta(MetaKey::Mark), cmp(Operator::Equal, &mark.to_ne_bytes())]);
+        }
         Match::Priority(value) => {
-            out.extend([meta(MetaKey::Priority), cmp(Operator::Equal, &value.to_ne_bytes())])
+            out.extend([meta(MetaKey::Priority), cmp(Operator::Equal, &value.to_ne_bytes())]);
         }
         Match::WithinCgroup(path) => {
             // NFTA_SOCKET_KEY = CGROUPV2, NFTA_SOCKET_DREG, NFTA_SOCKET_LEVEL
@@ -178,7 +180,7 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
         Match::Established => {
             // NFTA_CT_DREG, NFTA_CT_KEY = STATE
             out.push(other("ct", &[(1, REGISTER.into()), (2, 0)]));
-            out.push(mask(&CT_ESTABLISHED_RELATED.to_ne_bytes()));
+            out.push(mask(4, &CT_ESTABLISHED_RELATED.to_ne_bytes()));
             out.push(cmp(Operator::NotEqual, &0_u32.to_ne_bytes()));
         }
     }
@@ -194,7 +196,7 @@ fn address(net: &IpNet, offset4: u32, offset6: u32, out: &mut Vec<Expression>) {
         meta(MetaKey::Nfproto),
         cmp(Operator::Equal, &[family]),
         payload(NETWORK_HEADER, offset, length),
-        mask(&netmask),
+        mask(length, &netmask),
         cmp(Operator::Equal, &address),
     ]);
 }
@@ -225,12 +227,11 @@ fn cmp(operator: Operator, value: &[u8]) -> Expression {
     Expressions::Cmp(vec![Cmp::SourceRegister(REGISTER), Cmp::Op(operator), Cmp::Data(value)]).into()
 }
 
-fn mask(bits: &[u8]) -> Expression {
+fn mask(length: u32, bits: &[u8]) -> Expression {
     Expressions::Bitwise(vec![
         Bitwise::SourceRegister(REGISTER),
         Bitwise::DestinationRegister(REGISTER),
-        // At most 16 bytes, an IPv6 address.
-        Bitwise::Length(bits.len() as u32),
+        Bitwise::Length(length),
         Bitwise::Mask(DataAttribute::Value(bits.to_vec())),
         Bitwise::Xor(DataAttribute::Value(vec![0; bits.len()])),
     ])

@@ -45,16 +45,14 @@ pub fn apply(rules: &Rules) -> Result<(), Error> {
 /// Removes the table and, when no other table of ours is left, our routes. Removing what is not there succeeds.
 ///
 /// # Errors
-/// [`Error::Netlink`].
+/// [`Error::Invalid`] if the name is none of ours, [`Error::Netlink`].
 pub fn remove(table: &str) -> Result<(), Error> {
+    compile::check_table_name(table)?;
     batch(encode::remove(table)).map_err(netlink(format!("remove the nftables table `{table}`")))?;
     let tables =
         dump(NfTablesMessage::GetTable(TableMessage { attributes: vec![] }), NetfilterProtoFamily::Inet)
             .map_err(netlink("list nftables tables".to_owned()))?;
-    let ours = tables
-        .iter()
-        .filter_map(table_name)
-        .any(|name| name == "outrigger" || name.starts_with("outrigger-"));
+    let ours = tables.iter().filter_map(table_name).any(|name| compile::check_table_name(name).is_ok());
     if ours { Ok(()) } else { routes::remove() }
 }
 

@@ -22,7 +22,7 @@ use crate::kernel::{append, exchange, netlink};
 
 /// Who made the route (`rtm_protocol`): a number that no routing daemon has, so that we delete only our own.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(154);
-/// The loopback device has this index in every network namespace (LOOPBACK_IFINDEX).
+/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK_INDEX: u32 = 1;
 
 /// Adds a route for each range. One that somebody else made already is good enough.

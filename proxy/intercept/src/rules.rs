@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
@@ -57,6 +58,21 @@ pub struct PortRange {
 impl From<u16> for PortRange {
     fn from(port: u16) -> Self {
         Self { first: port, last: port }
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = Error;
+
+    /// Reads `8080` or `9000-9010`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(Self { first, last }),
+            _ => Err(Error::Invalid(format!(
+                "`{text}` is neither a port from 1 to 65535 nor a range of them such as 9000-9010"
+            ))),
+        }
     }
 }
 
@@ -150,7 +166,7 @@ impl Default for Rules {
     }
 }
 
-/// The ranges from which the controller gives names an address: 253.0.0.0/8 and fd00:240::/32.
+/// The ranges from which the controller gives names an address: `253.0.0.0/8` and `fd00:240::/32`.
 pub fn default_virtual_ranges() -> [IpNet; 2] {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     [

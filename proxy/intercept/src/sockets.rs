@@ -110,3 +110,61 @@ pub fn set_nodelay(socket: &impl AsFd) -> io::Result<()> {
 pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::net::TcpStream;
+
+    fn any_port() -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, 0).into()
+    }
+
+    #[test]
+    fn listeners_share_a_port_and_never_block() {
+        let first = bind_reuseport(any_port(), 16).unwrap();
+        let second = bind_reuseport(first.local_addr().unwrap(), 16).unwrap();
+        for listener in [&first, &second] {
+            assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn the_wildcard_takes_both_families() {
+        let listener = bind_wildcard(0, 16).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+    }
+
+    #[test]
+    fn a_reset_is_told_from_an_orderly_end() {
+        let listener = TcpListener::bind(any_port()).unwrap();
+        for reset in [false, true] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            if reset {
+                reset_on_close(&server).unwrap();
+            }
+            drop(server);
+            let end = client.read(&mut [0]).map_err(|error| error.kind());
+            assert_eq!(end, if reset { Err(io::ErrorKind::ConnectionReset) } else { Ok(0) });
+        }
+    }
+
+    #[test]
+    fn options_reach_the_kernel() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        set_nodelay(&socket).unwrap();
+        set_user_timeout(&socket, Duration::from_secs(30)).unwrap();
+        set_keepalive(&socket, Duration::from_secs(20), Duration::from_secs(5), 3).unwrap();
+        allow_hairpin(&socket).unwrap();
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(20));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.priority().unwrap(), HAIRPIN_PRIORITY);
+    }
+}

@@ -103,3 +103,13 @@ fn contradictions_are_refused() {
         .collect();
     insta::assert_snapshot!(faults.join("\n"));
 }
+
+#[test]
+fn port_ranges_read_as_they_print() {
+    for text in ["1", "8080", "9000-9010", "1-65535"] {
+        assert_eq!(text.parse::<PortRange>().unwrap().to_string(), text);
+    }
+    for text in ["", "0", "http", "65536", "9-8", "0-9", "1-", "-1", "1-2-3", " 80"] {
+        assert!(text.parse::<PortRange>().is_err(), "{text}");
+    }
+}

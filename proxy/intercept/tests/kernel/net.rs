@@ -99,6 +99,8 @@ pub(crate) fn dial(address: impl AsRef<str>) -> TcpStream {
 fn fresh_namespace() {
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
     set_up(LOOPBACK);
+    // Strict, as many distributions set it: redirection must not look like spoofing.
+    std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
 }
 
 fn set_up(index: u32) {
