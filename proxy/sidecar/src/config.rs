@@ -5,7 +5,7 @@
 //! error at a time is deployed one error at a time.
 
 mod duration;
-mod load;
+pub(crate) mod load;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

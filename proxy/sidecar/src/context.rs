@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     config::{Config, Mtls},
+    control_metrics::ControlMetrics,
     discovery::directory::{Ask, Directory},
     drain::Drain,
     metrics::Metrics,
@@ -28,8 +29,10 @@ pub struct Context {
     pub credentials: Credentials,
     /// How our own workload is reached.
     pub inbound: ArcSwap<InboundPolicy>,
-    /// Counters.
+    /// Counters of the data path, and the registry of all.
     pub metrics: Metrics,
+    /// Counters of the control thread.
+    pub control: ControlMetrics,
     /// How far a shutdown has come.
     pub drain: Drain,
     /// What is missing before we are ready.
@@ -53,8 +56,10 @@ impl Context {
         let (directory, asks) = Directory::new(&config);
         let inbound = ArcSwap::from_pointee(InboundPolicy::from_config(&config));
         let credentials = Credentials::new(bundle);
-        let (metrics, drain, ready) = (Metrics::default(), Drain::default(), Readiness::default());
-        (Self { config, directory, credentials, inbound, metrics, drain, ready }, asks)
+        let (metrics, control) = (Metrics::default(), ControlMetrics::default());
+        metrics.register(|registry| control.register(registry));
+        let (drain, ready) = (Drain::default(), Readiness::default());
+        (Self { config, directory, credentials, inbound, metrics, control, drain, ready }, asks)
     }
 
     /// The context of a configuration, with the roots in its `trust_bundle` file.

@@ -11,6 +11,8 @@ pub mod admin;
 pub mod certificates;
 pub mod config;
 pub mod context;
+pub mod control_metrics;
+pub mod controller;
 pub mod data;
 pub mod discovery;
 pub mod dns;

@@ -138,8 +138,8 @@ fn environment_value(text: &str, default: &Value) -> Value {
         Value::Array(_) | Value::Null => parsed,
         _ if default.is_array() => text
             .split(',')
-            .map(|item| serde_saphyr::from_str(item.trim()).unwrap_or_else(|_| item.trim().into()))
-            .collect(),
+            .map(|item| serde_saphyr::from_str::<Value>(item.trim()).unwrap_or_else(|_| item.trim().into()))
+            .collect::<Value>(),
         _ => parsed,
     }
 }
