@@ -106,6 +106,11 @@ impl TrustBundle {
         self.0.epoch
     }
 
+    pub(crate) fn same_roots(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.0.roots, &other.0.roots);
+        ours.len() == theirs.len() && ours.iter().all(|root| theirs.contains(root))
+    }
+
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.0.anchors
     }

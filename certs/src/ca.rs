@@ -5,6 +5,7 @@
 //! attests the workload; the request contributes its public key. A leaf holds one identity and may be used on both
 //! sides of TLS and for nothing else.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -16,6 +17,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::x509::RelativeDistinguishedName;
 use zeroize::Zeroizing;
 
 use crate::bundle::{BundleError, TrustBundle};
@@ -36,6 +38,8 @@ const CA_BACKDATE: Duration = Duration::from_hours(1);
 const CA_LIFE: Duration = Duration::from_hours(10 * 365 * 24);
 /// RFC 5280, section 4.1.2.2 allows up to 20 octets; 16 random ones never repeat.
 const SERIAL_BYTES: usize = 16;
+/// A workload's bundle from a file has epoch 0: the CA's own always replaces it.
+const FIRST_EPOCH: u64 = 1;
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +47,10 @@ pub enum CaError {
     /// The store could not be read or written.
     #[error("{0}")]
     Store(String),
-    /// The store was read, but is not what this program wrote; it is never repaired or replaced.
+    /// The store was read, but does not make a CA for this trust domain now; it is left as it is.
     #[error(
-        "the CA's store in {dir} is broken: {reason}; restore it from a backup (removing it makes a new root that no running workload trusts)"
+        "the CA's store in {dir} cannot be used: {reason}; it was left as it is: correct the configuration or the \
+         clock, or restore it from a backup (without it a new root is made, which no running workload trusts)"
     )]
     Broken {
         /// The directory that holds it.
@@ -108,6 +113,7 @@ pub struct SignedLeaf {
 pub struct CertificateAuthority {
     key: Zeroizing<rcgen::KeyPair>,
     issuer: CertificateDer<'static>,
+    // When the issuing certificate is valid, and all that stands above it.
     not_before: SystemTime,
     not_after: SystemTime,
     // The issuing certificate and what stands between it and a root; empty where the issuer is itself a root.
@@ -198,15 +204,21 @@ impl CertificateAuthority {
     ) -> Result<Self, CaError> {
         let what = "issuing certificate";
         let issuer = chain.first().cloned().ok_or_else(|| unusable(what, "there is none"))?;
-        let (not_before, not_after) = check_ca(what, &issuer, &key, bundle.trust_domain())?;
+        check_ca(what, &issuer, &key, bundle.trust_domain())?;
+        let intermediates: Vec<_> = chain.into_iter().filter(|der| !bundle.roots().contains(der)).collect();
+        // A leaf is good for as long as everything above it, up to the root, which is trusted without a time.
+        let (mut not_before, mut not_after) = validity(what, &issuer)?;
+        for above in &intermediates {
+            let (from, to) = validity("intermediate certificate", above)?;
+            (not_before, not_after) = (not_before.max(from), not_after.min(to));
+        }
         let now = SystemTime::now();
         if now < not_before || now >= not_after {
-            return Err(unusable(what, "it is not valid now: replace it, or correct the clock"));
+            return Err(unusable(what, "it, or one above it, is not valid now"));
         }
-        let intermediates = chain.into_iter().filter(|der| !bundle.roots().contains(der)).collect();
         let ca = Self { key, issuer, not_before, not_after, intermediates, bundle };
         // The last word is a peer's: sign something and check it as a workload would. It also finds what no single
-        // check does, such as an issuer's name that rcgen cannot repeat (it knows one value for each attribute type).
+        // check does, such as a subject in an encoding that rcgen does not repeat byte for byte.
         let probe = SpiffeId::new(ca.bundle.trust_domain(), "outrigger", "probe")
             .map_err(|error| unusable(what, error.to_string()))?;
         ca.issue_own(&probe, Duration::from_mins(1)).map_err(|error| {
@@ -234,7 +246,7 @@ impl CertificateAuthority {
         &self.bundle
     }
 
-    /// When the issuing certificate ends, and with it everything that it can sign.
+    /// When the issuing certificate, or one above it, ends, and with it everything that it can sign.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
@@ -275,9 +287,6 @@ impl fmt::Debug for CertificateAuthority {
             .finish_non_exhaustive()
     }
 }
-
-/// A bundle from a file has epoch 0, so that the CA's own always replaces it.
-const FIRST_EPOCH: u64 = 1;
 
 fn elapsed(from: SystemTime, to: SystemTime) -> Duration {
     to.duration_since(from).unwrap_or_default()
@@ -328,14 +337,22 @@ fn parse_key(der: &PrivateKeyDer<'static>) -> Result<Zeroizing<rcgen::KeyPair>, 
     })
 }
 
+fn validity(
+    what: &'static str,
+    certificate: &CertificateDer<'_>,
+) -> Result<(SystemTime, SystemTime), CaError> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| unusable(what, error.to_string()))?;
+    Ok(leaf::validity(parsed.validity()))
+}
+
 /// Checks that `certificate` is a CA's, that `key` is its key, and that it does not name another trust domain.
-/// Returns its validity.
 fn check_ca(
     what: &'static str,
     certificate: &CertificateDer<'_>,
     key: &rcgen::KeyPair,
     trust_domain: &TrustDomain,
-) -> Result<(SystemTime, SystemTime), CaError> {
+) -> Result<(), CaError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|error| unusable(what, error.to_string()))?;
     if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(key) {
@@ -349,6 +366,18 @@ fn check_ca(
     {
         return Err(unusable(what, "its key usage does not allow signing certificates"));
     }
+    // rcgen writes the leaves' issuer name anew and keeps one value for each attribute type.
+    let mut types = HashSet::new();
+    let plain = |rdn: &RelativeDistinguishedName<'_>| {
+        rdn.iter().count() == 1
+            && rdn.iter().all(|attribute| types.insert(attribute.attr_type().to_id_string()))
+    };
+    if !parsed.subject().iter_rdn().all(plain) {
+        return Err(unusable(
+            what,
+            "its subject has an attribute type twice (often DC or OU): use a simpler name",
+        ));
+    }
     if let Ok(Some(names)) = parsed.subject_alternative_name() {
         let ours = format!("spiffe://{trust_domain}");
         for name in &names.value.general_names {
@@ -360,5 +389,5 @@ fn check_ca(
             }
         }
     }
-    Ok(leaf::validity(parsed.validity()))
+    Ok(())
 }

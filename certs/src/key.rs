@@ -90,11 +90,67 @@ impl rustls::sign::Signer for KeyPair {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Debug;
+    use std::time::{Duration, SystemTime};
+
+    use rustls_pki_types::PrivateKeyDer;
+    use rustls_pki_types::pem::PemObject;
+
     use super::*;
+    use crate::{CertificateAuthority, ClientAuth, Credentials, Leaf, SpiffeId};
+
+    /// The private scalar of a P-256 key in PKCS#8: the only octet string of 32 bytes in it (RFC 5915, section 3).
+    fn secret(pkcs8: &[u8]) -> Vec<u8> {
+        let start = pkcs8.windows(2).position(|header| header == [4, 32]).unwrap() + 2;
+        pkcs8[start..start + 32].to_vec()
+    }
+
+    /// Four bytes of the key in any spelling that a `Debug` could use.
+    fn shows(text: &str, secret: &[u8]) -> bool {
+        let text = text.to_lowercase().replace([' ', '\n', ',', ':'], "");
+        secret.windows(4).any(|part| {
+            let spelled = |spell: fn(&u8) -> String| part.iter().map(spell).collect::<Vec<_>>().concat();
+            let (hex, prefixed) =
+                (spelled(|byte| format!("{byte:02x}")), spelled(|byte| format!("0x{byte:02x}")));
+            let decimal = spelled(u8::to_string);
+            // Short runs of decimal digits occur by chance in times and addresses.
+            text.contains(&hex)
+                || text.contains(&prefixed)
+                || (decimal.len() >= 10 && text.contains(&decimal))
+        })
+    }
 
     #[test]
-    fn debug_shows_no_key_bytes() {
+    fn no_debug_shows_key_bytes() {
+        let domain = "outrigger.local".parse().unwrap();
+        let id = SpiffeId::new(&domain, "shop", "web").unwrap();
+        let store = CertificateAuthority::generate_pem(&domain).unwrap();
+        let ca = CertificateAuthority::from_store(&store, &domain).unwrap();
+        let mut secrets: Vec<Vec<u8>> = PrivateKeyDer::pem_slice_iter(store.as_bytes())
+            .map(|key| secret(key.unwrap().secret_der()))
+            .collect();
         let key = KeyPair::generate().unwrap();
-        assert_eq!(format!("{key:?} {key:#?}"), "KeyPair(P-256, private) KeyPair(P-256, private)");
+        secrets.push(secret(key.0.to_pkcs8v1().unwrap().as_ref()));
+        assert_eq!(secrets.len(), 3);
+
+        let signed = ca.sign(&key.csr().unwrap(), &id, Duration::from_hours(1)).unwrap();
+        let now = SystemTime::now();
+        let leaf = Leaf::accept(key.clone(), signed.chain.clone(), Some(&id), ca.bundle(), now).unwrap();
+        let credentials = Credentials::new(ca.bundle().clone());
+        credentials.set_leaf(leaf.clone()).unwrap();
+        let server = credentials.server_config(&[b"h2"], ClientAuth::Required).unwrap();
+        let client = credentials.client_config(&id, &[b"h2"]).unwrap();
+        let wrong = CertificateAuthority::from_store(&store[..store.len() - 60], &domain).unwrap_err();
+
+        let all: [&dyn Debug; 9] =
+            [&ca, &key, &signed, &leaf, &credentials, &server, &client, &wrong, &leaf.certified()];
+        for (index, value) in all.iter().enumerate() {
+            for text in [format!("{value:?}"), format!("{value:#?}")] {
+                assert!(!secrets.iter().any(|secret| shows(&text, secret)), "value {index}");
+            }
+        }
+        // The search itself can find something.
+        assert!(shows(&format!("{:?}", secrets[0]), &secrets[0]));
+        assert!(shows(&format!("{:02X?}", secrets[1]), &secrets[1]));
     }
 }

@@ -72,18 +72,18 @@ pub enum CredentialsError {
     /// The leaf or the bundle is of another trust domain.
     #[error("the new leaf or bundle is of another trust domain")]
     OtherTrustDomain,
-    /// The bundle is older than the one held, or has the same epoch with other roots.
-    #[error("the bundle of epoch {offered} does not follow the one of epoch {held}")]
+    /// The bundle is older than the newest one seen.
+    #[error("the bundle of epoch {offered} is older than the one of epoch {held}")]
     StaleBundle {
-        /// The epoch of the bundle in use.
+        /// The newest epoch seen.
         held: u64,
         /// The epoch of the refused one.
         offered: u64,
     },
 }
 
-/// The leaf and the bundle in use: a cheap handle, shared by all that serve and dial. Each change of either makes a
-/// new epoch; a caller compares [`epoch`](Self::epoch) to learn that what it built is of yesterday.
+/// The leaf and the bundle in use: a cheap handle, shared by all that serve and dial. Each change of the leaf or the
+/// roots makes a new epoch; a caller compares [`epoch`](Self::epoch) to learn that what it built is of yesterday.
 #[derive(Clone)]
 pub struct Credentials(Arc<Shared>);
 
@@ -95,6 +95,7 @@ struct Shared {
 
 struct State {
     epoch: u64,
+    trust_epoch: u64,
     leaf: Option<Leaf>,
     bundle: TrustBundle,
     servers: Mutex<Vec<ServerEntry>>,
@@ -109,13 +110,19 @@ struct ServerEntry {
 impl Credentials {
     /// Credentials of a workload that has no leaf yet: enough for [`bootstrap_config`](Self::bootstrap_config).
     pub fn new(bundle: TrustBundle) -> Self {
-        let state = State { epoch: 0, leaf: None, bundle, servers: Mutex::default() };
+        let state = State { epoch: 0, trust_epoch: 0, leaf: None, bundle, servers: Mutex::default() };
         Self(Arc::new(Shared { state: ArcSwap::from_pointee(state), writer: Mutex::new(()) }))
     }
 
-    /// Grows by one with each change of the leaf or the bundle.
+    /// Grows by one with each change of the leaf or the roots.
     pub fn epoch(&self) -> u64 {
         self.0.state.load().epoch
+    }
+
+    /// Grows by one each time that other roots come into use: the part of a connection's key that says under which
+    /// roots its peer was accepted. A count of this process; the controller's is [`TrustBundle::epoch`].
+    pub fn trust_epoch(&self) -> u64 {
+        self.0.state.load().trust_epoch
     }
 
     /// The leaf in use.
@@ -135,35 +142,44 @@ impl Credentials {
         if leaf.id().trust_domain() != held.bundle.trust_domain().as_str() {
             return Err(CredentialsError::OtherTrustDomain);
         }
-        self.replace(&held, Some(leaf), held.bundle.clone());
+        self.replace(State {
+            epoch: held.epoch + 1,
+            trust_epoch: held.trust_epoch,
+            leaf: Some(leaf),
+            bundle: held.bundle.clone(),
+            servers: Mutex::default(),
+        });
         Ok(())
     }
 
-    /// Puts a bundle in use. `Ok(false)`: it is the one held. The epoch of a bundle may only grow, so that a
-    /// controller with old data cannot bring back a root that had left.
+    /// Puts a bundle in use. `Ok(false)`: its roots are those in use. A bundle older than the newest one seen is
+    /// refused, so that a controller with old data cannot bring back a root that had left. One of the same epoch with
+    /// other roots is taken: a controller whose roots were replaced in a file may begin to count anew, and to refuse
+    /// its word would end all trust with the old root.
     pub fn set_bundle(&self, bundle: TrustBundle) -> Result<bool, CredentialsError> {
         let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let held = self.0.state.load_full();
         if bundle.trust_domain() != held.bundle.trust_domain() {
             return Err(CredentialsError::OtherTrustDomain);
         }
-        if bundle.epoch() == held.bundle.epoch() && bundle.roots() == held.bundle.roots() {
-            return Ok(false);
-        }
-        if bundle.epoch() <= held.bundle.epoch() {
+        if bundle.epoch() < held.bundle.epoch() {
             return Err(CredentialsError::StaleBundle { held: held.bundle.epoch(), offered: bundle.epoch() });
         }
-        self.replace(&held, held.leaf.clone(), bundle);
-        Ok(true)
+        let changed = !bundle.same_roots(&held.bundle);
+        if changed || bundle.epoch() > held.bundle.epoch() {
+            self.replace(State {
+                epoch: held.epoch + u64::from(changed),
+                trust_epoch: held.trust_epoch + u64::from(changed),
+                leaf: held.leaf.clone(),
+                bundle,
+                servers: Mutex::default(),
+            });
+        }
+        Ok(changed)
     }
 
-    fn replace(&self, held: &State, leaf: Option<Leaf>, bundle: TrustBundle) {
-        self.0.state.store(Arc::new(State {
-            epoch: held.epoch + 1,
-            leaf,
-            bundle,
-            servers: Mutex::default(),
-        }));
+    fn replace(&self, state: State) {
+        self.0.state.store(Arc::new(state));
     }
 
     /// The configuration to accept connections with, of this epoch; made once for each epoch and kind. `alpn` is in
@@ -213,6 +229,7 @@ impl fmt::Debug for Credentials {
         let state = self.0.state.load();
         f.debug_struct("Credentials")
             .field("epoch", &state.epoch)
+            .field("trust_epoch", &state.trust_epoch)
             .field("leaf", &state.leaf)
             .field("bundle", &state.bundle)
             .finish()

@@ -1,6 +1,8 @@
 //! Who is let in, and who is not: real handshakes, both ways round. The forger of these tests holds the mesh's issuing
 //! key, so that each case has one fault and no other.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::Write;

@@ -1,5 +1,5 @@
 //! A forger that holds the mesh's issuing key, and handshakes between rustls connections in memory.
-#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::io::{Read, Write};
 use std::sync::Arc;
