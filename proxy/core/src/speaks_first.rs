@@ -171,7 +171,7 @@ mod tests {
         let start = Instant::now();
         let mut memory = Memory::default();
         memory.record(1, First::Server, start);
-        assert_eq!(memory.recall(&1, start + (MEMORY_TTL - Duration::from_nanos(1))), Some(First::Server));
+        assert_eq!(memory.recall(&1, start + MEMORY_TTL.mul_f64(0.999)), Some(First::Server));
         assert_eq!(memory.recall(&1, start + MEMORY_TTL), None);
         memory.record(1, First::Client, start + MEMORY_TTL);
         assert_eq!(memory.recall(&1, start + MEMORY_TTL), Some(First::Client));

@@ -138,20 +138,85 @@ fn a_new_endpoint_is_neither_flooded_nor_starved() {
     assert!(taken["e5"].abs_diff(200) < 60, "{taken:?}");
 }
 
+/// How often each endpoint is picked while nothing changes.
+fn shares(balancer: &mut Balancer, now: Instant) -> BTreeMap<String, u32> {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut taken = BTreeMap::new();
+    for _ in 0..10_000 {
+        let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+        *taken.entry(picked.endpoint.id.to_string()).or_default() += 1;
+    }
+    taken
+}
+
 #[test]
-fn pending_requests_count() {
-    let mut balancer = balancer(&service(healthy(2)));
+fn a_busy_endpoint_is_spared_in_proportion_to_its_weight() {
+    let mut balancer = balancer(&service([endpoint(1, 3, Health::Healthy), endpoint(2, 1, Health::Healthy)]));
     let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
     let mut tokens = Vec::new();
-    for _ in 0..100 {
-        let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+    while balancer.slots[0].pending < 9 {
+        let picked = balancer.pick(PORT, now, &mut rng, &["e2".into()]).unwrap();
         tokens.push(balancer.start(&picked));
     }
-    assert!(balancer.slots.iter().all(|slot| (40..=60).contains(&slot.pending)), "{:?}", balancer.slots);
+    // Load 9 / 1.5 + 1 = 7 against 1: the busy one keeps a seventh of its three quarters.
+    let taken = shares(&mut balancer, now);
+    assert!(taken["e1"].abs_diff(7500 / 7) < 150, "{taken:?}");
     for token in tokens {
         balancer.finish(token, Outcome::Abandoned { waited: Duration::ZERO }, now);
     }
-    assert!(balancer.slots.iter().all(|slot| slot.pending == 0 && slot.estimate.is_none()));
+    let taken = shares(&mut balancer, now);
+    assert!(taken["e1"].abs_diff(7500) < 200, "{taken:?}");
+}
+
+#[test]
+fn what_is_not_known_is_presumed_typical() {
+    let mut balancer = balancer(&service(healthy(4)));
+    let (mut now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
+    let one_slow = |id: &str| Outcome::Success { rtt: if id == "e1" { 1000 * MS } else { 50 * MS } };
+    drive(&mut balancer, 2000, &mut now, &mut rng, one_slow);
+    balancer.update(&service(healthy(5)));
+    let taken = shares(&mut balancer, now);
+    assert!(taken["e1"] < 400 && (1500..4000).contains(&taken["e5"]), "new: {taken:?}");
+    let taken = shares(&mut balancer, now + Duration::from_mins(1));
+    assert!(taken.values().all(|taken| taken.abs_diff(2000) < 200), "long ago: {taken:?}");
+}
+
+#[test]
+fn failures_in_a_row_weigh_more_and_success_ends_the_row() {
+    let mut balancer = balancer(&service(healthy(1)));
+    let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
+    let mut estimates = Vec::new();
+    for outcome in [Outcome::Failure, Outcome::Failure, Outcome::Failure, Outcome::Success { rtt: MS }] {
+        let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+        let token = balancer.start(&picked);
+        balancer.finish(token, outcome, now);
+        estimates.push(balancer.slots[0].estimate(FLOOR, now));
+    }
+    assert_eq!(estimates, [1.0, 2.0, 4.0, 4.0]);
+    assert_eq!(balancer.slots[0].failures, 0);
+}
+
+#[test]
+fn an_endpoint_that_moves_is_another() {
+    let mut balancer = balancer(&service(healthy(2)));
+    let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
+    balancer.connect_failed("e1", now, &mut rng);
+    let moved = Endpoint { address: IpAddr::from([10, 0, 1, 1]), ..endpoint(1, 1, Health::Healthy) };
+    balancer.update(&service([endpoint(1, 5, Health::Draining), endpoint(2, 1, Health::Healthy)]));
+    assert_eq!(balancer.slots[0].connect_failures, 1, "weight and health are no move");
+    balancer.update(&service([moved, endpoint(2, 1, Health::Healthy)]));
+    assert_eq!(picks(&mut balancer, now), ids(&["e1", "e2"]));
+}
+
+#[test]
+fn the_subset_prefers_what_works() {
+    let health = |number| if number % 10 == 0 { Health::Healthy } else { Health::Unhealthy };
+    let many = service((1..=250).map(|number| endpoint(number, 1, health(number))));
+    let mut balancer = balancer(&many);
+    let key = balancer.subset(PORT);
+    let members = &balancer.subsets[&key];
+    let working = members.iter().filter(|at| balancer.slots[**at].endpoint.health == Health::Healthy);
+    assert_eq!((members.len(), working.count()), (MAX_ENDPOINTS, 25));
 }
 
 #[test]
