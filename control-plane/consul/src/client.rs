@@ -34,7 +34,7 @@ pub struct Client {
 }
 
 pub(crate) struct Inner {
-    transport: Transport,
+    pub(crate) transport: Transport,
     scope: Scope,
     pub(crate) rules: AddressRules,
     /// The agent that calls go to until it fails.

@@ -59,6 +59,8 @@ pub(crate) struct World {
     /// Holds for every request.
     pub(crate) permanent_fault: Option<Fault>,
     pub(crate) filtered: bool,
+    /// Blocking queries are answered like Consul's streaming backend does.
+    pub(crate) streaming: bool,
     /// No leader is known: stale reads answer and say so, others fail.
     pub(crate) leaderless: bool,
     /// What stale reads see instead of `services`.
@@ -87,6 +89,7 @@ impl FakeConsul {
             faults: VecDeque::new(),
             permanent_fault: None,
             filtered: false,
+            streaming: false,
             leaderless: false,
             stale_services: None,
             last_contact_ms: 0,
@@ -158,7 +161,7 @@ impl FakeConsul {
             let next = world.faults.pop_front();
             next.or(world.permanent_fault)
         };
-        let stall = Duration::from_secs(600);
+        let stall = Duration::from_mins(10);
         match fault {
             Some(Fault::Status(status, text)) => return Script::new(text).response(status),
             Some(Fault::Nonsense) => return Script::new("<html>502</html>").response(200),
@@ -211,9 +214,12 @@ impl FakeConsul {
         let headers = response.headers_mut();
         headers.insert("x-consul-index", index.into());
         headers.insert("x-consul-lastcontact", world.last_contact_ms.into());
-        let known = if world.leaderless { "false" } else { "true" };
+        let streamed = world.streaming && parameter("wait").is_some();
+        let known = if world.leaderless || streamed { "false" } else { "true" };
         headers.insert("x-consul-knownleader", known.parse().unwrap());
-        if world.filtered {
+        let backend = if streamed { "streaming" } else { "blocking-query" };
+        headers.insert("x-consul-query-backend", backend.parse().unwrap());
+        if world.filtered && !streamed {
             headers.insert("x-consul-results-filtered-by-acls", "true".parse().unwrap());
         }
         response

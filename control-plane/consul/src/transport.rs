@@ -342,3 +342,7 @@ fn connector(tls: &Tls) -> Result<(TlsConnector, Option<ServerName<'static>>), E
     };
     Ok((TlsConnector::from(Arc::new(config)), name))
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

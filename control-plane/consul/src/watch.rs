@@ -6,6 +6,8 @@
 //!   block. The index moves on only after an answer was understood.
 //! - *Stale reads* (any server answers, also without a leader) are checked: a server that knows no leader or has not
 //!   heard from it for 10 s is asked again for the leader's view.
+//! - *Streaming* agents answer blocking queries for health from a subscription, without a word on the leader
+//!   (consul issue 9776) or on ACLs. What adds is believed; what would remove is asked again with a plain read.
 //! - *Two grades of answer.* A complete one replaces the value. One that may lack items (filtered by ACL, or from a
 //!   server without a leader) can only add to it: nobody loses an endpoint to a revoked token.
 //! - *Empty after non-empty* counts when the leader still says so 10 s later.
@@ -116,17 +118,33 @@ impl Client {
         name: &str,
         query: &HealthQuery,
     ) -> Result<Watch<InstanceId, Instance>, Error> {
+        Ok(self.watch(self.health_target(name, query)?))
+    }
+
+    /// Like [`Self::watch_health`], but reads every `every` (and a bit of chance) instead of holding a connection:
+    /// for more services than an agent admits connections.
+    pub fn poll_health(
+        &self,
+        name: &str,
+        query: &HealthQuery,
+        every: Duration,
+    ) -> Result<Watch<InstanceId, Instance>, Error> {
+        let target = self.health_target(name, query)?;
+        Ok(self.watch(Target { min_gap: every, blocking: false, ..target }))
+    }
+
+    fn health_target(&self, name: &str, query: &HealthQuery) -> Result<Target<InstanceId, Instance>, Error> {
         let rules = self.inner.rules;
-        let target = Target {
+        Ok(Target {
             path: segment("/v1/health/service/", "service name", name)?,
             query: self.health_query(query),
             min_gap: Duration::ZERO,
+            blocking: true,
             parse: Box::new(move |answer| {
                 let normalised = normalise(&answer, rules)?;
                 Ok((normalised.instances, normalised.skipped))
             }),
-        };
-        Ok(self.watch(target))
+        })
     }
 
     /// Watches the names of all services. Consul wakes this one for every change of any service, so it asks at most
@@ -136,6 +154,7 @@ impl Client {
             path: "/v1/catalog/services".into(),
             query: self.query(scope),
             min_gap,
+            blocking: true,
             parse: Box::new(|answer| Ok((parse_service_names(&answer)?, Vec::new()))),
         })
     }
@@ -148,6 +167,7 @@ impl Client {
             path: key_path("/v1/kv/", prefix)?,
             query,
             min_gap: Duration::ZERO,
+            blocking: true,
             parse: Box::new(|answer| Ok((parse_pairs(answer)?, Vec::new()))),
         }))
     }
@@ -183,6 +203,8 @@ struct Target<K, V> {
     /// Without `index`, `wait` and `stale`.
     query: Query,
     min_gap: Duration,
+    /// Let Consul hold the query until something changes.
+    blocking: bool,
     parse: Box<Parse<K, V>>,
 }
 
@@ -236,6 +258,10 @@ where
     V: PartialEq + Clone + Send + Sync + 'static,
 {
     async fn run(mut self) {
+        if !self.target.blocking {
+            // Thousands may start at once, and then keep the distance that chance gives them here.
+            tokio::time::sleep(jitter(self.target.min_gap / 6)).await;
+        }
         loop {
             tokio::time::sleep_until(self.pace.next(Instant::now())).await;
             let started = Instant::now();
@@ -245,53 +271,63 @@ where
                         self.failures.clear();
                         self.client.inner.recovered.notify_waiters();
                     }
-                    tokio::time::sleep_until(started + self.target.min_gap).await;
+                    tokio::time::sleep_until(started + self.gap()).await;
                 }
                 Err(error) => self.fail(&error).await,
             }
         }
     }
 
+    /// From one successful poll to the next.
+    fn gap(&self) -> Duration {
+        let gap = self.target.min_gap;
+        if self.target.blocking { gap } else { gap.mul_f64(0.9) + jitter(gap / 5) }
+    }
+
     async fn poll(&mut self) -> Result<(), Error> {
-        let asked_index = self.index;
-        let (answer, leaderless) = self.ask().await?;
-        let filtered = answer.header("x-consul-results-filtered-by-acls") == Some("true");
-        let index = next_index(asked_index, answer.header("x-consul-index"));
-        let holding = self.empty_since.is_some();
-        if asked_index != 0 && index == asked_index && self.complete && !(filtered || leaderless || holding) {
+        let asked = self.index;
+        let mut answer = self.ask(asked).await?;
+        let settled = self.complete && self.empty_since.is_none() && answer.missing.is_none();
+        if asked != 0 && settled && next_index(asked, &answer.raw) == asked {
             self.set_status(Status::Synced);
             return Ok(());
         }
-        let (value, skipped) = (self.target.parse)(answer)?;
-        self.index = index;
+        let mut index = next_index(asked, &answer.raw);
+        let (mut value, mut skipped) = (self.target.parse)(answer.raw)?;
+        if answer.streamed && (!self.complete || self.lacks_some(&value)) {
+            answer = self.ask(0).await?;
+            index = next_index(asked, &answer.raw);
+            (value, skipped) = (self.target.parse)(answer.raw)?;
+        }
+        self.index = if self.target.blocking { index } else { 0 };
         self.report_skips(skipped);
-        if leaderless {
-            self.accept_additions(value, Reason::NoLeader);
-        } else if filtered {
-            self.accept_additions(value, Reason::Filtered);
-        } else {
-            self.accept_complete(value);
+        match answer.missing {
+            None => self.accept_complete(value),
+            Some(reason) => self.accept_additions(value, reason),
         }
         Ok(())
     }
 
-    /// One query; where a stale answer cannot be trusted, a second one for the leader's view. `true`: there is none,
-    /// and the answer is the untrusted one.
-    async fn ask(&self) -> Result<(Answer, bool), Error> {
-        if self.empty_since.is_some() {
-            return Ok((self.exchange(View::Leader, self.index).await?, false));
-        }
-        let stale = self.exchange(View::Stale, self.index).await?;
-        if is_fresh(&stale) {
-            return Ok((stale, false));
+    /// One query; where a stale answer cannot be trusted, a second one for the leader's view.
+    async fn ask(&self, index: u64) -> Result<Graded, Error> {
+        let view = if self.empty_since.is_some() { View::Leader } else { View::Stale };
+        let raw = self.exchange(view, index).await?;
+        let streamed = raw.header("x-consul-query-backend") == Some("streaming");
+        if streamed || is_fresh(&raw) {
+            return Ok(Graded { missing: filtered(&raw), raw, streamed });
         }
         match self.exchange(View::Leader, 0).await {
-            Ok(answer) => Ok((answer, false)),
+            Ok(raw) => Ok(Graded { missing: filtered(&raw), raw, streamed: false }),
             Err(error) => {
                 debug!(path = self.target.path, %error, "no leader's view: a stale answer can add, not remove");
-                Ok((stale, true))
+                Ok(Graded { missing: Some(Reason::NoLeader), raw, streamed: false })
             }
         }
+    }
+
+    /// The published value holds a key that `value` does not.
+    fn lacks_some(&self, value: &BTreeMap<K, V>) -> bool {
+        self.states.borrow().value.iter().flat_map(|last| last.keys()).any(|key| !value.contains_key(key))
     }
 
     async fn exchange(&self, view: View, index: u64) -> Result<Answer, Error> {
@@ -328,13 +364,12 @@ where
 
     /// Takes what is new or changed, and keeps what is missing.
     fn accept_additions(&mut self, value: BTreeMap<K, V>, reason: Reason) {
-        let last = self.states.borrow().value.clone().unwrap_or_default();
-        let lacks_some = last.keys().any(|key| !value.contains_key(key));
+        let lacks_some = self.lacks_some(&value);
         self.empty_since = None;
         self.complete = false;
         self.wait =
             if lacks_some || value.is_empty() || reason == Reason::NoLeader { SUSPECT_WAIT } else { WAIT };
-        let mut merged = BTreeMap::clone(&last);
+        let mut merged = self.states.borrow().value.as_deref().cloned().unwrap_or_default();
         merged.extend(value);
         let merged = Some(merged).filter(|merged| !merged.is_empty());
         self.set(merged, Status::Degraded(reason));
@@ -409,6 +444,15 @@ where
     }
 }
 
+/// An answer, and how far to trust it.
+struct Graded {
+    raw: Answer,
+    /// Why items may be missing from it, if they may.
+    missing: Option<Reason>,
+    /// From an agent's subscription: says nothing about what may be missing.
+    streamed: bool,
+}
+
 /// Whose view of the data a query asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum View {
@@ -419,9 +463,13 @@ enum View {
 }
 
 /// The index to ask with after an answer to a query with index `asked`; 0: start again.
-fn next_index(asked: u64, header: Option<&str>) -> u64 {
-    let index: u64 = header.and_then(|text| text.parse().ok()).unwrap_or(0);
+fn next_index(asked: u64, answer: &Answer) -> u64 {
+    let index: u64 = answer.header("x-consul-index").and_then(|text| text.parse().ok()).unwrap_or(0);
     if index < asked { 0 } else { index.max(1) }
+}
+
+fn filtered(answer: &Answer) -> Option<Reason> {
+    (answer.header("x-consul-results-filtered-by-acls") == Some("true")).then_some(Reason::Filtered)
 }
 
 /// The answering server knows a leader and heard from it lately. Servers that say nothing are believed.
