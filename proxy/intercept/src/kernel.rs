@@ -33,7 +33,7 @@ const SEND_BUFFER_BYTES: usize = 212_992;
 ///
 /// # Errors
 /// [`Error::Invalid`] before anything is touched; [`Error::Cgroup`]; [`Error::Netlink`], after which the rules
-/// are what they were.
+/// are what they were (a route may have been added).
 pub fn apply(rules: &Rules) -> Result<(), Error> {
     let table = compile::compile(rules)?;
     let messages = encode::replace(&table, &|path| cgroup_id(path))?;
