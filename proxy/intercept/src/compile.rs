@@ -13,13 +13,14 @@ use crate::program::{Action, Chain, Hook, Match, Protocol, Rule, Table};
 use crate::rules::{Exempt, PortRange, Rules, Select, Selector};
 use crate::sockets::HAIRPIN_PRIORITY;
 
-/// A batch of this many rules (about 400 bytes each) fits the socket buffer that an unprivileged user may have.
+/// A batch of this many rules (up to 700 bytes each) fits the socket buffer that an unprivileged user may have.
 const MAX_RULES: usize = 384;
 /// The kernel allows longer names (`NFT_NAME_MAXLEN`); this one is read by people.
 const MAX_TABLE_NAME: usize = 48;
 const DNS_PORT: u16 = 53;
 
 const INBOUND: &str = "inbound";
+const DNS: &str = "dns";
 
 pub(crate) fn compile(rules: &Rules) -> Result<Table, Error> {
     validate(rules)?;
@@ -27,6 +28,9 @@ pub(crate) fn compile(rules: &Rules) -> Result<Table, Error> {
     if let Some(selector) = &rules.inbound {
         chains.push(prerouting(rules));
         chains.push(inbound(rules, selector));
+    }
+    if let Some(selector) = &rules.dns {
+        chains.push(dns(rules, selector));
     }
     if rules.outbound.is_some() || rules.dns.is_some() || rules.inbound.is_some() {
         chains.extend(output(rules));
@@ -157,13 +161,9 @@ fn output(rules: &Rules) -> Vec<Chain> {
     push_exempt(rules, &mut first);
 
     let mut then = Vec::new();
-    if let Some(selector) = &rules.dns {
+    if rules.dns.is_some() {
         // Before the host's own addresses: a stub resolver listens on one of them, as on 127.0.0.53.
-        for protocol in [Protocol::Udp, Protocol::Tcp].map(Match::Protocol) {
-            push_excluded(&mut then, &protocol, selector, Match::Destination);
-            let action = Action::Redirect(rules.ports.dns);
-            push_included(&mut then, &protocol, selector, Match::Destination, Some(DNS_PORT.into()), action);
-        }
+        then.push(rule([], Action::Jump(DNS)));
     }
     if let Some(selector) = &rules.outbound {
         let tcp = Match::Protocol(Protocol::Tcp);
@@ -180,6 +180,17 @@ fn output(rules: &Rules) -> Vec<Chain> {
         );
     }
     for_selected(rules, "output", Hook::NatOutput, first, "workload", then)
+}
+
+/// Which questions the DNS listener answers. What is excluded here is still judged as TCP.
+fn dns(rules: &Rules, selector: &Selector) -> Chain {
+    let mut list = Vec::new();
+    for protocol in [Protocol::Udp, Protocol::Tcp].map(Match::Protocol) {
+        push_excluded(&mut list, &protocol, selector, Match::Destination);
+        let action = Action::Redirect(rules.ports.dns);
+        push_included(&mut list, &protocol, selector, Match::Destination, Some(DNS_PORT.into()), action);
+    }
+    Chain { name: DNS, hook: None, rules: list }
 }
 
 /// Other hosts have no business with the outbound and DNS listeners, whatever address they are bound to.

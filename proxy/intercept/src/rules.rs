@@ -41,8 +41,8 @@ impl ProxyPorts {
 pub enum Exempt {
     /// Sockets that belong to this user.
     Uid(u32),
-    /// Sockets that carry this mark ([`crate::sockets::set_mark`]; needs a capability). Never 0, which every
-    /// unmarked socket carries.
+    /// Sockets that carry this mark ([`crate::sockets::set_mark`]; needs a capability, and a workload that has
+    /// `CAP_NET_RAW` can set it as well). Never 0, which every unmarked socket carries.
     Mark(u32),
 }
 

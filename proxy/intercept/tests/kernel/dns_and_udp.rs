@@ -5,7 +5,7 @@ use std::io;
 use outrigger_intercept::{Rules, Selector, apply, sockets};
 
 use crate::net::{HERE4, HERE6, PEER4, PEER6, Peer, dial};
-use crate::{DNS, MARK, ask, at, original, proxy, rules, udp};
+use crate::{DNS, MARK, OUTBOUND, ask, at, original, proxy, rules, udp};
 
 pub(crate) fn dns_is_redirected(_: &Peer) {
     apply(&rules()).unwrap();
@@ -36,6 +36,12 @@ pub(crate) fn dns_excludes(peer: &Peer) {
     ask("127.0.0.53:53", &proxy);
     let server = peer.run(|| udp(&format!("{PEER4}:53")));
     ask(&format!("{PEER4}:53"), &server);
+    // Excluded from DNS only.
+    let (v4, _) = crate::proxy(OUTBOUND);
+    for port in [53, 80] {
+        let _client = dial(format!("{PEER4}:{port}"));
+        assert_eq!(original(&v4), Some(at(PEER4, port)));
+    }
 }
 
 pub(crate) fn udp_passes_by_default(peer: &Peer) {
