@@ -139,7 +139,7 @@ pub(crate) fn verify(
     certificate
         .verify_for_usage(algorithms.all, bundle.anchors(), intermediates, now, usage, None, None)
         .map_err(|error| path_refusal(&error))?;
-    let id = identity(leaf, side)?;
+    let id = identity(leaf)?;
     if id.trust_domain() != bundle.trust_domain().as_str() {
         return Err(Refusal::WrongTrustDomain);
     }
@@ -164,25 +164,21 @@ fn path_refusal(error: &webpki::Error) -> Refusal {
     }
 }
 
-// webpki takes a missing extended key usage for any usage, which it must for intermediates; and it ignores key usage.
-// A leaf of ours always says both (X509-SVID, sections 4.3 and 4.4).
-fn identity(leaf: &CertificateDer<'_>, side: Side) -> Result<SpiffeId, Refusal> {
+// webpki has checked what the extended key usage says, but takes a missing one for any usage, as it must for
+// intermediates; and it ignores key usage. A leaf of ours always has both (X509-SVID, sections 4.3 and 4.4).
+fn identity(leaf: &CertificateDer<'_>) -> Result<SpiffeId, Refusal> {
     let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| Refusal::Malformed)?;
     if !rest.is_empty() {
         return Err(Refusal::Malformed);
     }
-    let Ok(Some(extended)) = certificate.extended_key_usage() else {
+    let Ok(Some(_)) = certificate.extended_key_usage() else {
         return Err(Refusal::WrongUsage);
-    };
-    let allowed = match side {
-        Side::Client => extended.value.client_auth,
-        Side::Server => extended.value.server_auth,
     };
     let Ok(Some(usage)) = certificate.key_usage() else {
         return Err(Refusal::WrongUsage);
     };
     let usage = usage.value;
-    if !allowed || !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
+    if !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
         return Err(Refusal::WrongUsage);
     }
     only_name(&certificate).ok_or(Refusal::BadSan)
