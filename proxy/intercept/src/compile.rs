@@ -134,14 +134,14 @@ fn prerouting(rules: &Rules) -> Chain {
 
 /// Which of the workload's ports the inbound listener serves.
 fn inbound(rules: &Rules, selector: &Selector) -> Chain {
-    let tcp = Match::Protocol(Protocol::Tcp);
+    let tcp = Protocol::Tcp;
     let mut list = Vec::new();
     // Were 15401 redirected too, a caller could ask the inbound listener to forward to the outbound one.
     for port in rules.ports.all() {
-        list.push(rule([tcp.clone(), Match::DestinationPort(port.into())], Action::Return));
+        list.push(rule([Match::DestinationPort(tcp, port.into())], Action::Return));
     }
-    push_excluded(&mut list, &tcp, selector, Match::Source);
-    push_included(&mut list, &tcp, selector, Match::Source, None, Action::Redirect(rules.ports.inbound));
+    push_excluded(&mut list, tcp, selector, Match::Source);
+    push_included(&mut list, tcp, selector, Match::Source, None, Action::Redirect(rules.ports.inbound));
     Chain { name: INBOUND, hook: None, rules: list }
 }
 
@@ -166,13 +166,13 @@ fn output(rules: &Rules) -> Vec<Chain> {
         then.push(rule([], Action::Jump(DNS)));
     }
     if let Some(selector) = &rules.outbound {
-        let tcp = Match::Protocol(Protocol::Tcp);
+        let tcp = Protocol::Tcp;
         then.push(rule([Match::DestinationLocal(true)], Action::Return));
-        then.push(rule([tcp.clone(), Match::DestinationPort(rules.ports.admin.into())], Action::Return));
-        push_excluded(&mut then, &tcp, selector, Match::Destination);
+        then.push(rule([Match::DestinationPort(tcp, rules.ports.admin.into())], Action::Return));
+        push_excluded(&mut then, tcp, selector, Match::Destination);
         push_included(
             &mut then,
-            &tcp,
+            tcp,
             selector,
             Match::Destination,
             None,
@@ -185,10 +185,10 @@ fn output(rules: &Rules) -> Vec<Chain> {
 /// Which questions the DNS listener answers. What is excluded here is still judged as TCP.
 fn dns(rules: &Rules, selector: &Selector) -> Chain {
     let mut list = Vec::new();
-    for protocol in [Protocol::Udp, Protocol::Tcp].map(Match::Protocol) {
-        push_excluded(&mut list, &protocol, selector, Match::Destination);
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        push_excluded(&mut list, protocol, selector, Match::Destination);
         let action = Action::Redirect(rules.ports.dns);
-        push_included(&mut list, &protocol, selector, Match::Destination, Some(DNS_PORT.into()), action);
+        push_included(&mut list, protocol, selector, Match::Destination, Some(DNS_PORT.into()), action);
     }
     Chain { name: DNS, hook: None, rules: list }
 }
@@ -201,7 +201,7 @@ fn guard(rules: &Rules) -> Chain {
     for (protocol, port) in
         [(Protocol::Tcp, ports.outbound), (Protocol::Tcp, ports.dns), (Protocol::Udp, ports.dns)]
     {
-        list.push(rule([Match::Protocol(protocol), Match::DestinationPort(port.into())], Action::Drop));
+        list.push(rule([Match::DestinationPort(protocol, port.into())], Action::Drop));
     }
     // Where several workloads share the host, arriving UDP cannot be told apart; the selected one is mute anyway.
     if rules.drop_udp && rules.select.is_none() {
@@ -211,13 +211,12 @@ fn guard(rules: &Rules) -> Chain {
 }
 
 fn drop_udp(rules: &Rules) -> Vec<Chain> {
-    let udp = Match::Protocol(Protocol::Udp);
     let mut first = Vec::new();
     push_exempt(rules, &mut first);
     let then = vec![
         rule([Match::DestinationLocal(true)], Action::Return),
-        rule([udp.clone(), Match::DestinationPort(DNS_PORT.into())], Action::Return),
-        rule([udp], Action::Drop),
+        rule([Match::DestinationPort(Protocol::Udp, DNS_PORT.into())], Action::Return),
+        rule([Match::Protocol(Protocol::Udp)], Action::Drop),
     ];
     for_selected(rules, "refuse", Hook::FilterOutput, first, "workload-refuse", then)
 }
@@ -264,35 +263,39 @@ fn exempt_match(exempt: Exempt) -> Match {
     }
 }
 
-fn push_excluded(list: &mut Vec<Rule>, protocol: &Match, selector: &Selector, address: fn(IpNet) -> Match) {
-    let ports = selector.exclude_ports.iter().map(|range| Match::DestinationPort(*range));
-    let nets = selector.exclude_cidrs.iter().map(|net| address(net.trunc()));
-    for one in ports.chain(nets) {
-        list.push(rule([protocol.clone(), one], Action::Return));
+fn push_excluded(list: &mut Vec<Rule>, protocol: Protocol, selector: &Selector, address: fn(IpNet) -> Match) {
+    for ports in &selector.exclude_ports {
+        list.push(rule([Match::DestinationPort(protocol, *ports)], Action::Return));
+    }
+    for net in &selector.exclude_cidrs {
+        list.push(rule([Match::Protocol(protocol), address(net.trunc())], Action::Return));
     }
 }
 
 /// One rule for each pair of an included range of ports and of addresses.
 fn push_included(
     list: &mut Vec<Rule>,
-    protocol: &Match,
+    protocol: Protocol,
     selector: &Selector,
     address: fn(IpNet) -> Match,
     default_port: Option<PortRange>,
     action: Action,
 ) {
-    let mut ports: Vec<Option<PortRange>> = selector.include_ports.iter().copied().map(Some).collect();
+    let mut ports: Vec<Match> =
+        selector.include_ports.iter().map(|range| Match::DestinationPort(protocol, *range)).collect();
     if ports.is_empty() {
-        ports.push(default_port);
+        ports.push(
+            default_port.map_or(Match::Protocol(protocol), |port| Match::DestinationPort(protocol, port)),
+        );
     }
-    let mut nets: Vec<Option<IpNet>> = selector.include_cidrs.iter().map(|net| Some(net.trunc())).collect();
+    let mut nets: Vec<Option<Match>> =
+        selector.include_cidrs.iter().map(|net| Some(address(net.trunc()))).collect();
     if nets.is_empty() {
         nets.push(None);
     }
     for net in &nets {
         for port in &ports {
-            let matches = [Some(protocol.clone()), port.map(Match::DestinationPort), net.map(address)];
-            list.push(rule(matches.into_iter().flatten(), action));
+            list.push(rule([Some(port.clone()), net.clone()].into_iter().flatten(), action));
         }
     }
 }

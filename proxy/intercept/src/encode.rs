@@ -123,14 +123,9 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
     let equal_if = |holds: &bool| if *holds { Operator::Equal } else { Operator::NotEqual };
     match one {
         Match::Ipv6 => out.extend([meta(MetaKey::Nfproto), cmp(Operator::Equal, &[NFPROTO_IPV6])]),
-        Match::Protocol(protocol) => {
-            let number = match protocol {
-                Protocol::Tcp => IPPROTO_TCP,
-                Protocol::Udp => IPPROTO_UDP,
-            };
-            out.extend([meta(MetaKey::L4Proto), cmp(Operator::Equal, &[number])]);
-        }
-        Match::DestinationPort(ports) => {
+        Match::Protocol(protocol) => encode_protocol(*protocol, out),
+        Match::DestinationPort(protocol, ports) => {
+            encode_protocol(*protocol, out);
             out.push(payload(TRANSPORT_HEADER, 2, 2));
             if ports.first == ports.last {
                 out.push(cmp(Operator::Equal, &ports.first.to_be_bytes()));
@@ -185,6 +180,14 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
         }
     }
     Ok(())
+}
+
+fn encode_protocol(protocol: Protocol, out: &mut Vec<Expression>) {
+    let number = match protocol {
+        Protocol::Tcp => IPPROTO_TCP,
+        Protocol::Udp => IPPROTO_UDP,
+    };
+    out.extend([meta(MetaKey::L4Proto), cmp(Operator::Equal, &[number])]);
 }
 
 fn address(net: &IpNet, offset4: u32, offset6: u32, out: &mut Vec<Expression>) {

@@ -1,5 +1,5 @@
 //! The rules as data: what [`crate::render`] prints and [`crate::apply`] sends. One list, so that the two
-//! cannot differ. Only the matches that our rules use exist here.
+//! cannot differ. It prints as `nft list ruleset` would. Only the matches that our rules use exist here.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -41,8 +41,7 @@ pub(crate) struct Rule {
 pub(crate) enum Match {
     Ipv6,
     Protocol(Protocol),
-    /// Needs a [`Match::Protocol`] before it.
-    DestinationPort(PortRange),
+    DestinationPort(Protocol, PortRange),
     Destination(IpNet),
     Source(IpNet),
     /// Whether the destination is one of this host's own addresses.
@@ -122,22 +121,34 @@ impl fmt::Display for Rule {
     }
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unless = |holds: &bool| if *holds { "" } else { "!= " };
         let family = |net: &IpNet| if net.addr().is_ipv4() { "ip" } else { "ip6" };
+        let address = |net: &IpNet| {
+            let whole = net.prefix_len() == net.max_prefix_len();
+            if whole { net.addr().to_string() } else { net.to_string() }
+        };
         match self {
             Self::Ipv6 => f.write_str("meta nfproto ipv6"),
-            Self::Protocol(Protocol::Tcp) => f.write_str("meta l4proto tcp"),
-            Self::Protocol(Protocol::Udp) => f.write_str("meta l4proto udp"),
-            Self::DestinationPort(ports) => write!(f, "th dport {ports}"),
-            Self::Destination(net) => write!(f, "{} daddr {net}", family(net)),
-            Self::Source(net) => write!(f, "{} saddr {net}", family(net)),
+            Self::Protocol(protocol) => write!(f, "meta l4proto {protocol}"),
+            Self::DestinationPort(protocol, ports) => write!(f, "{protocol} dport {ports}"),
+            Self::Destination(net) => write!(f, "{} daddr {}", family(net), address(net)),
+            Self::Source(net) => write!(f, "{} saddr {}", family(net), address(net)),
             Self::DestinationLocal(holds) => write!(f, "fib daddr type {}local", unless(holds)),
             Self::FromLoopback(holds) => write!(f, "iifname {}\"lo\"", unless(holds)),
             Self::SocketUid(uid) => write!(f, "meta skuid {uid}"),
             Self::SocketUidWithin { first, last } => write!(f, "meta skuid {first}-{last}"),
-            Self::Mark(mark) => write!(f, "meta mark {mark:#x}"),
+            Self::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
             Self::Priority(priority) => write!(f, "meta priority 0:{priority:x}"),
             Self::WithinCgroup(path) => {
                 write!(f, "socket cgroupv2 level {} \"{}\"", cgroup_level(path), path.display())
