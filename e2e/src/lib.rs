@@ -8,10 +8,12 @@
 //! tools of `make tools`; it says which is missing. It never skips a case.
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod client;
 pub mod consul;
 pub mod figures;
 pub mod load;
+pub mod mesh;
 pub mod network;
 pub mod process;
 pub mod sandbox;

@@ -181,8 +181,9 @@ impl Host {
         let shown = format!("{command:?}");
         let output = self
             .run(move || async move {
-                // The host's thread waits meanwhile: these are short-lived tools.
-                command.output().with_context(|| format!("running {command:?}"))
+                // A thread started here is in the host's namespace too, and so is what it starts.
+                let run = move || command.output().with_context(|| format!("running {command:?}"));
+                tokio::task::spawn_blocking(run).await?
             })
             .await?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::json;
@@ -59,11 +59,20 @@ async fn is_http2(stream: &TcpStream) -> anyhow::Result<bool> {
 }
 
 async fn answer(request: Request<Incoming>, name: &'static str) -> Response<Body> {
-    route(request, name).await.unwrap_or_else(|error| {
+    let head_only = request.method() == Method::HEAD && request.version() == Version::HTTP_2;
+    let mut response = route(request, name).await.unwrap_or_else(|error| {
         let mut response = Response::new(full(format!("{error:#}\n")));
         *response.status_mut() = StatusCode::BAD_REQUEST;
         response
-    })
+    });
+    if head_only {
+        // hyper leaves this to the application in HTTP/2, and does it itself in HTTP/1.1.
+        if let Some(length) = response.body().size_hint().exact() {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        *response.body_mut() = empty();
+    }
+    response
 }
 
 async fn route(request: Request<Incoming>, name: &'static str) -> anyhow::Result<Response<Body>> {
@@ -102,7 +111,7 @@ async fn route(request: Request<Incoming>, name: &'static str) -> anyhow::Result
             let status = StatusCode::from_u16(u16::try_from(number()?)?)?;
             let mut response = Response::new(full(String::new()));
             if status == StatusCode::NOT_MODIFIED {
-                response = Response::new(Empty::new().map_err(|never| match never {}).boxed());
+                response = Response::new(empty());
                 response.headers_mut().insert(header::ETAG, HeaderValue::from_static("\"v1\""));
             }
             *response.status_mut() = status;
@@ -182,7 +191,7 @@ fn tunnel(request: Request<Incoming>, status: StatusCode) -> Response<Body> {
             println!("tunnel: {error:#}");
         }
     });
-    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed());
+    let mut response = Response::new(empty());
     *response.status_mut() = status;
     response
 }
@@ -227,6 +236,10 @@ fn pattern(length: usize) -> Bytes {
 
 fn streamed(frames: impl Stream<Item = anyhow::Result<Frame<Bytes>>> + Send + Sync + 'static) -> Body {
     BodyExt::boxed(StreamBody::new(frames))
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed()
 }
 
 fn full(content: impl Into<Bytes>) -> Body {

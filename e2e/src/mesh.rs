@@ -1,0 +1,468 @@
+//! A mesh for a scenario: real Consul, the controller, and workloads with sidecars, each on its own host.
+//!
+//! ```text
+//! let mesh = Mesh::start(Setup::default()).await?;
+//! let orders = mesh.workload("orders").serves("orders", 8080).app(["--http", "8080"]).start().await?;
+//! let web = mesh.workload("web").start().await?;
+//! web.get("orders.service.consul", 8080, "/").await?.expect(200)?;
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::client::{self, Reply};
+use crate::consul::{self, Consul, Mode, Registration};
+use crate::network::{Host, Network};
+use crate::process::Process;
+use crate::sandbox;
+use crate::wait::wait_until;
+
+/// Ports as DESIGN section 3 has them.
+pub const DISCOVERY_PORT: u16 = 15410;
+const API_PORT: u16 = 15480;
+const CONTROLLER_METRICS_PORT: u16 = 15491;
+/// The sidecar's listener for the mesh.
+pub const INBOUND_PORT: u16 = 15406;
+/// The sidecar's admin port.
+pub const ADMIN_PORT: u16 = 15490;
+
+/// Marks the sidecar's own packets where there is only one uid.
+const MARK: u32 = 0x4f52;
+/// The sidecar's uid where there are several.
+const SIDECAR_UID: u32 = 64_015;
+/// Starting a process and becoming ready, on two busy cores.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a mesh is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Consul's mode.
+    pub consul: Mode,
+    /// Life of a workload's certificate.
+    pub leaf_life: &'static str,
+    /// Whether sidecars forward `.consul` to Consul's DNS instead of answering it.
+    pub consul_dns: bool,
+    /// Whether the controller starts with the mesh.
+    pub controller: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { consul: Mode::Dev, leaf_life: "24h", consul_dns: false, controller: true }
+    }
+}
+
+/// A running mesh.
+pub struct Mesh {
+    /// Its hosts' network.
+    pub network: Network,
+    /// Its Consul.
+    pub consul: Mutex<Consul>,
+    /// The controller's host.
+    pub controller_host: Host,
+    setup: Setup,
+    controller: Mutex<Option<Process>>,
+    consul_token: Option<String>,
+}
+
+impl Mesh {
+    /// Starts Consul and the controller.
+    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let network = Network::new().await?;
+        let consul = Consul::start(&network, setup.consul).await?;
+        let consul_token = consul.controller_token().await?;
+        let controller_host = network.host("controller").await?;
+        let data = data_dir();
+        if data.exists() {
+            // An earlier mesh of this suite.
+            std::fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
+        }
+        let mesh = Self {
+            network,
+            consul: Mutex::new(consul),
+            controller_host,
+            setup,
+            controller: Mutex::new(None),
+            consul_token,
+        };
+        if setup.controller {
+            mesh.start_controller().await?;
+        }
+        Ok(mesh)
+    }
+
+    /// Starts the controller, with the data of the last one if there was one, and waits until it is ready.
+    pub async fn start_controller(&self) -> anyhow::Result<()> {
+        let work = &sandbox::get().work;
+        let config = work.join("controller.yaml");
+        let mut source = json!({ "addresses": self.consul.lock().await.urls() });
+        if let Some(token) = &self.consul_token {
+            let file = work.join("consul.token");
+            std::fs::write(&file, token).context("writing Consul's token")?;
+            source["token_file"] = json!(file);
+        }
+        if let Some(ca) = self.consul.lock().await.ca_pem() {
+            let file = work.join("consul-ca.pem");
+            std::fs::write(&file, ca).context("writing Consul's CA")?;
+            source["ca_file"] = json!(file);
+        }
+        let text = json!({
+            "data_dir": data_dir(),
+            "listen": {
+                "discovery": format!("[::]:{DISCOVERY_PORT}"),
+                "api": format!("127.0.0.1:{API_PORT}"),
+                "metrics": format!("[::]:{CONTROLLER_METRICS_PORT}"),
+            },
+            "leaf_life": self.setup.leaf_life,
+            "cidrs": ["10.77.0.0/24", "fd77::/64"],
+            "sources": { "consul": source },
+        });
+        std::fs::write(&config, text.to_string()).context("writing the controller's configuration")?;
+        let mut command = Command::new(sandbox::get().binary("outrigger-controller")?);
+        command.arg("--config").arg(&config).env("RUST_BACKTRACE", "1");
+        let mut process = self.controller_host.spawn("controller", command).await?;
+        wait_until(READY_LIMIT, "the controller to be ready", || {
+            let alive = process.expect_running();
+            let host = self.controller_host.clone();
+            async move {
+                alive?;
+                let ready = SocketAddr::from(([127, 0, 0, 1], CONTROLLER_METRICS_PORT));
+                host.run(move || client::get(ready, "controller", "/ready")).await?.expect(200)
+            }
+        })
+        .await?;
+        *self.controller.lock().await = Some(process);
+        Ok(())
+    }
+
+    /// Kills the controller as a crash would.
+    pub async fn kill_controller(&self) {
+        // Dropping the handle kills.
+        drop(self.controller.lock().await.take());
+    }
+
+    /// What the controller has logged so far.
+    pub async fn controller_log(&self) -> String {
+        self.controller.lock().await.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Runs the CLI beside the controller.
+    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(sandbox::get().binary("outrigger")?);
+        command.args(arguments);
+        command.env("OUTRIGGER_SERVER", format!("127.0.0.1:{API_PORT}"));
+        command.env("OUTRIGGER_TOKEN_FILE", data_dir().join("admin-token"));
+        self.controller_host.output(command).await
+    }
+
+    /// Creates a join token as an operator does.
+    pub async fn token(
+        &self,
+        service_account: &str,
+        services: &[&str],
+        more: &[&str],
+    ) -> anyhow::Result<String> {
+        let mut arguments = vec!["token", "create", "--service-account", service_account];
+        for service in services {
+            arguments.extend(["--service", service]);
+        }
+        arguments.extend(more);
+        Ok(self.cli(&arguments).await?.trim().to_owned())
+    }
+
+    /// Describes a workload on a new host.
+    pub fn workload(&self, name: &str) -> Plan<'_> {
+        Plan {
+            mesh: self,
+            name: name.to_owned(),
+            account: name.to_owned(),
+            services: Vec::new(),
+            claims: None,
+            token: None,
+            register: true,
+            ipv6: false,
+            app: Vec::new(),
+            sidecar: true,
+            config: json!({}),
+        }
+    }
+}
+
+/// The controller's data.
+fn data_dir() -> PathBuf {
+    sandbox::get().work.join("controller")
+}
+
+/// A workload before it starts.
+#[must_use = "a plan does nothing before it is started"]
+pub struct Plan<'a> {
+    mesh: &'a Mesh,
+    name: String,
+    account: String,
+    services: Vec<(String, u16)>,
+    claims: Option<Vec<(String, u16)>>,
+    token: Option<String>,
+    register: bool,
+    ipv6: bool,
+    app: Vec<String>,
+    sidecar: bool,
+    config: Value,
+}
+
+impl Plan<'_> {
+    /// The service account in its identity; the workload's name if nothing is said.
+    pub fn account(mut self, account: &str) -> Self {
+        account.clone_into(&mut self.account);
+        self
+    }
+
+    /// It serves a service at a port: registered in Consul, allowed by its token and claimed by its sidecar.
+    pub fn serves(mut self, service: &str, port: u16) -> Self {
+        self.services.push((service.to_owned(), port));
+        self
+    }
+
+    /// What the sidecar claims instead of what the workload serves.
+    pub fn claims(mut self, claims: &[(&str, u16)]) -> Self {
+        self.claims = Some(claims.iter().map(|(service, port)| ((*service).to_owned(), *port)).collect());
+        self
+    }
+
+    /// The sidecar's join token, instead of one made for what it serves.
+    pub fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+
+    /// It is not registered in Consul.
+    pub fn unregistered(mut self) -> Self {
+        self.register = false;
+        self
+    }
+
+    /// It is registered under its IPv6 address.
+    pub fn at_ipv6(mut self) -> Self {
+        self.ipv6 = true;
+        self
+    }
+
+    /// The application beside the sidecar: `e2e-app` with these arguments.
+    pub fn app<const N: usize>(mut self, arguments: [&str; N]) -> Self {
+        self.app = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self
+    }
+
+    /// It has no sidecar.
+    pub fn bare(mut self) -> Self {
+        self.sidecar = false;
+        self
+    }
+
+    /// A further field of the sidecar's configuration.
+    pub fn set(mut self, field: &str, value: Value) -> Self {
+        self.config[field] = value;
+        self
+    }
+
+    /// Starts it and waits until the sidecar is ready.
+    pub async fn start(self) -> anyhow::Result<Workload> {
+        let workload = self.start_unready().await?;
+        if workload.sidecar.is_some() {
+            workload.wait_ready().await?;
+        }
+        Ok(workload)
+    }
+
+    /// Starts it without waiting for the sidecar.
+    pub async fn start_unready(self) -> anyhow::Result<Workload> {
+        let host = self.mesh.network.host(&self.name).await?;
+        let mut workload = Workload { host, app: None, sidecar: None, folder: PathBuf::new() };
+        if !self.app.is_empty() {
+            workload.start_app(&self.app).await?;
+        }
+        if self.register {
+            let address =
+                if self.ipv6 { workload.host.v6().to_string() } else { workload.host.v4().to_string() };
+            let consul = self.mesh.consul.lock().await;
+            for (service, port) in &self.services {
+                let id = format!("{service}-{}", self.name);
+                let instance =
+                    Registration { name: service.clone(), id, address: address.clone(), port: *port };
+                consul.register(&instance).await?;
+            }
+        }
+        if self.sidecar {
+            workload.folder = self.furnish(&workload.host).await?;
+            workload.redirect().await?;
+            workload.start_sidecar().await?;
+        }
+        Ok(workload)
+    }
+
+    /// The sidecar's files: configuration, token, the controller's root.
+    async fn furnish(&self, host: &Host) -> anyhow::Result<PathBuf> {
+        let sandbox = sandbox::get();
+        let folder = sandbox.work.join(format!("sidecar-{}", host.v4()));
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let token = if let Some(token) = &self.token {
+            token.clone()
+        } else {
+            let services: Vec<_> = self.services.iter().map(|(service, _)| service.as_str()).collect();
+            let cidr = format!("{}/128", host.v6());
+            let more = ["--reusable", "--cidr", &cidr];
+            self.mesh.token(&self.account, &services, &more).await.context("creating a join token")?
+        };
+        std::fs::write(folder.join("token"), token).context("writing the token")?;
+        let root = data_dir().join("root.pem");
+        std::fs::copy(&root, folder.join("root.pem"))
+            .with_context(|| format!("copying {}", root.display()))?;
+        let address = if self.ipv6 { Some(host.v6().to_string()) } else { None };
+        let claims = self.claims.as_ref().unwrap_or(&self.services);
+        let claims: Vec<Value> = claims
+            .iter()
+            .map(|(service, port)| match &address {
+                Some(address) => json!({ "service": service, "port": port, "address": address }),
+                None => json!({ "service": service, "port": port }),
+            })
+            .collect();
+        let mut config = json!({
+            "controller": [format!("{}:{DISCOVERY_PORT}", self.mesh.controller_host.v4())],
+            "token_file": folder.join("token"),
+            "trust_bundle": folder.join("root.pem"),
+            "services": claims,
+            "redirection": true,
+            "threads": 1,
+            "drain": { "min": "2s", "max": "10s" },
+        });
+        if !sandbox.real_root {
+            config["mark"] = json!(MARK);
+        }
+        if self.mesh.setup.consul_dns {
+            let consul = self.mesh.consul.lock().await.host().at(consul::DNS_PORT);
+            config["dns"] = json!({ "consul": consul.to_string() });
+        }
+        for (field, value) in self.config.as_object().into_iter().flatten() {
+            config[field] = value.clone();
+        }
+        std::fs::write(folder.join("proxy.yaml"), config.to_string()).context("writing the configuration")?;
+        if sandbox.real_root {
+            for file in ["token", "root.pem", "proxy.yaml"] {
+                let path = folder.join(file);
+                std::os::unix::fs::chown(&path, Some(SIDECAR_UID), Some(SIDECAR_UID))
+                    .with_context(|| format!("giving {} to the sidecar's user", path.display()))?;
+            }
+        }
+        Ok(folder)
+    }
+}
+
+/// A host with an application, a sidecar, or both.
+pub struct Workload {
+    /// Where it runs.
+    pub host: Host,
+    /// The application.
+    pub app: Option<Process>,
+    /// The sidecar.
+    pub sidecar: Option<Process>,
+    folder: PathBuf,
+}
+
+impl Workload {
+    /// Starts `e2e-app` with these arguments.
+    pub async fn start_app(&mut self, arguments: &[String]) -> anyhow::Result<()> {
+        let mut command = Command::new(sandbox::get().binary("e2e-app")?);
+        command.args(arguments).arg("--name").arg(self.host.name());
+        self.app = Some(self.host.spawn("app", command).await?);
+        let ports: Vec<u16> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
+        for port in ports.into_iter().filter(|port| *port >= 1024) {
+            wait_until(READY_LIMIT, "the application to listen", || async {
+                let address = SocketAddr::from(([127, 0, 0, 1], port));
+                self.host.run(move || client::connect(address)).await.map(drop)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the redirection rules, as a host unit would before the sidecar starts.
+    pub async fn redirect(&self) -> anyhow::Result<()> {
+        let mut command = Command::new(sandbox::get().binary("outrigger-proxy")?);
+        command.arg("redirect");
+        if sandbox::get().real_root {
+            command.arg("--exempt-uid").arg(SIDECAR_UID.to_string());
+        } else {
+            command.arg("--exempt-mark").arg(MARK.to_string());
+        }
+        self.host.output(command).await.context("writing redirection rules").map(drop)
+    }
+
+    /// Starts the sidecar with the files that it has.
+    pub async fn start_sidecar(&mut self) -> anyhow::Result<()> {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = Command::new(sandbox::get().binary("outrigger-proxy")?);
+        command.arg("--config").arg(self.folder.join("proxy.yaml")).env("RUST_BACKTRACE", "1");
+        if sandbox::get().real_root {
+            command.uid(SIDECAR_UID).gid(SIDECAR_UID);
+        }
+        self.sidecar = Some(self.host.spawn("sidecar", command).await?);
+        Ok(())
+    }
+
+    /// Waits until the sidecar says that it is ready.
+    pub async fn wait_ready(&self) -> anyhow::Result<()> {
+        wait_until(READY_LIMIT, &format!("the sidecar on {} to be ready", self.host.name()), || async {
+            self.admin("/ready").await?.expect(200)
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Asks the sidecar's admin port.
+    pub async fn admin(&self, path: &str) -> anyhow::Result<Reply> {
+        let (admin, path) = (SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT)), path.to_owned());
+        self.host.run(move || async move { client::get(admin, "sidecar", &path).await }).await
+    }
+
+    /// Looks up a name on this host and returns an address with `port`.
+    pub async fn look_up(&self, name: &str, port: u16) -> anyhow::Result<SocketAddr> {
+        let owned = name.to_owned();
+        let found = self.host.run(move || async move { client::look_up(&owned, port).await }).await?;
+        found.into_iter().next().with_context(|| format!("no address for {name}"))
+    }
+
+    /// `GET http://name:port/path` from this host, the name looked up as programs do.
+    pub async fn get(&self, name: &str, port: u16, path: &str) -> anyhow::Result<Reply> {
+        let address = self.look_up(name, port).await?;
+        let (host, path) = (format!("{name}:{port}"), path.to_owned());
+        self.host.run(move || async move { client::get(address, &host, &path).await }).await
+    }
+
+    /// Waits until a service answers this host with 200.
+    pub async fn wait_for_service(&self, name: &str, port: u16, limit: Duration) -> anyhow::Result<()> {
+        wait_until(limit, &format!("{name}:{port} to answer {}", self.host.name()), || async {
+            let reply = self.get(name, port, "/whoami").await?;
+            ensure!(reply.status == 200, "{}: {:?}", reply.status, reply.reason());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs curl, unchanged, on this host; its standard output.
+    pub async fn curl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--max-time", "30"]).args(arguments);
+        self.host.output(command).await
+    }
+
+    /// Kills application and sidecar at once, as a power cut would.
+    pub fn kill(&mut self) {
+        self.app = None;
+        self.sidecar = None;
+    }
+}
