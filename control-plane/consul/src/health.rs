@@ -252,6 +252,10 @@ pub(crate) fn normalise(answer: &Answer, rules: AddressRules) -> Result<Normalis
 
 fn instance(id: InstanceId, entry: Entry<'_>, rules: AddressRules) -> Result<Instance, &'static str> {
     let Entry { node, service, checks } = entry;
+    let parts = [&id.datacenter, &id.node, &id.service_id];
+    if parts.iter().any(|part| part.len() > MAX_META_VALUE || part.chars().any(char::is_control)) {
+        return Err("datacenter, node or service id is longer than 512 bytes or holds control characters");
+    }
     let address = if service.address.is_empty() { &node.address } else { &service.address };
     let ip = address.parse::<IpAddr>().map_err(|_| "the address is not an IP address")?.to_canonical();
     rules.check(ip)?;

@@ -99,6 +99,11 @@ fn hostile_ports_meta_and_weights() {
         one(&bad, STRICT).unwrap_err();
     }
     bad["Service"]["Port"] = json!(1);
+    for id in ["a\nb".to_owned(), "a".repeat(513)] {
+        let mut bad = bad.clone();
+        bad["Service"]["ID"] = json!(id);
+        one(&bad, STRICT).unwrap_err();
+    }
     bad["Service"]["Meta"] = json!({"big": "x".repeat(1 << 20), "zone": "y".repeat(600), "ok": "1"});
     bad["Service"]["Tags"] = json!(["z".repeat(1 << 20), "b", "a", "b"]);
     bad["Service"]["Weights"] = json!({"Passing": i64::MAX, "Warning": i64::MIN});

@@ -14,13 +14,13 @@
 //! - *Errors* keep everything, say so in the status, and retry as `pace` says; after three in a row without an index,
 //!   for a server may be broken for blocking queries alone.
 
-use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use http::Method;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     Client, Error, HealthQuery, Instance, InstanceId, KvPair, Scope, Skip,
@@ -71,6 +71,21 @@ pub enum Status {
     Synced,
     /// The value is the last good one; what is not in it may exist.
     Degraded(Reason),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unauthorized(text) | Self::Unavailable(text) | Self::BadAnswer(text) => f.write_str(text),
+            Self::Filtered => f.write_str(
+                "Consul hides what the token may not read; give it service:read and node:read for everything",
+            ),
+            Self::NoLeader => f.write_str("the Consul servers have no leader"),
+            Self::SuddenlyEmpty => {
+                f.write_str("Consul says that nothing is left; waiting 10 s before believing it")
+            }
+        }
+    }
 }
 
 impl Status {
@@ -414,11 +429,12 @@ where
             }
             if !same_kind(&state.status, &status) {
                 state.since = Instant::now();
+                // Not louder: an outage degrades each of hundreds of watches. Whoever owns them reports it once.
                 match &status {
                     Status::Degraded(reason) => {
-                        warn!(path, ?reason, "Consul watch degraded: keeping the last good");
+                        debug!(path, ?reason, "Consul watch degraded: keeping the last good");
                     }
-                    Status::Synced | Status::Starting => info!(path, "Consul watch synced"),
+                    Status::Synced | Status::Starting => debug!(path, "Consul watch synced"),
                 }
             }
             state.status = status;
