@@ -1,3 +1,99 @@
-//! The controller binary.
+//! The controller binary: reads the configuration, starts the controller, stops at a signal.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use outrigger_controller::config::{Config, Faults, Log, LogFormat};
+use outrigger_controller::controller::Controller;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The exit code of a bad configuration: `EX_USAGE` of sysexits.h.
+const BAD_CONFIGURATION: u8 = 64;
+
+/// Outrigger's control plane: it gives workloads identities and tells proxies where everything is.
+///
+/// Every field of the configuration can be set by an environment variable: `OUTRIGGER_` and its path in upper case,
+/// joined by `_`.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration, YAML.
+    #[arg(long, value_name = "FILE", env = "OUTRIGGER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Check the configuration, list every fault, and exit.
+    #[arg(long)]
+    check_config: bool,
+    /// Print the configuration's JSON schema and exit.
+    #[arg(long)]
+    print_schema: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.print_schema {
+        println!("{:#}", Config::schema());
+        return ExitCode::SUCCESS;
+    }
+    let config = match load(arguments.config) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("outrigger-controller: {faults}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    if arguments.check_config {
+        println!("the configuration is usable");
+        return ExitCode::SUCCESS;
+    }
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("outrigger-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(path: Option<PathBuf>) -> Result<Config, Faults> {
+    let text = match path {
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| Faults(vec![format!("{name}: cannot be read: {error}")]))?;
+            Some((name, text))
+        }
+        None => None,
+    };
+    Config::load(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), |name| {
+        std::env::var(name).ok()
+    })
+}
+
+#[tokio::main]
+async fn run(config: &Config) -> anyhow::Result<()> {
+    start_logging(&config.log)?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let controller = Controller::start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    controller.stop().await;
+    Ok(())
+}
+
+fn start_logging(log: &Log) -> anyhow::Result<()> {
+    let filter: tracing_subscriber::EnvFilter = log.level.parse().context("log.level")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

@@ -26,6 +26,7 @@ use std::time::SystemTime;
 use outrigger_api::v1::{Health, Protocol};
 use tokio::sync::watch;
 
+pub mod consul;
 pub mod file;
 
 /// A running source, as the catalog sees it.

@@ -1,0 +1,281 @@
+//! The API for people and the CLI, and the port for monitoring.
+//!
+//! The API is plain HTTP on loopback only, and every request bears the admin token, which lies in the data directory
+//! for its owner's eyes: other users of the host can connect to loopback too.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use aws_lc_rs::{constant_time, digest, rand};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get};
+use axum::{Json, Router};
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::mesh::Mesh;
+use crate::push::Proxies;
+use crate::sources::Sync;
+use crate::tokens::{NewToken, NewTokenError, Tokens, hex};
+
+/// Bytes of a request's body.
+const MAX_BODY: usize = 64 * 1024;
+/// Subscriptions of each type that are listed for a proxy.
+const LISTED_SUBSCRIPTIONS: usize = 1000;
+/// Characters of an admin token that was made: 256 bits.
+const ADMIN_TOKEN_BYTES: usize = 32;
+
+/// What the API shows and changes.
+#[derive(Debug)]
+pub struct Api {
+    /// The mesh.
+    pub mesh: Arc<Mesh>,
+    /// Its proxies.
+    pub proxies: Arc<Proxies>,
+    /// Join tokens.
+    pub tokens: Arc<Tokens>,
+    /// SHA-256 of the admin token.
+    pub admin: AdminToken,
+}
+
+/// The hash of the token that every request must bear.
+#[derive(Clone)]
+pub struct AdminToken([u8; 32]);
+
+impl AdminToken {
+    /// Reads the token of the file, or makes it, for its owner only.
+    pub fn open_or_create(path: &Path) -> anyhow::Result<Self> {
+        let made = || -> anyhow::Result<()> {
+            let mut bytes = [0; ADMIN_TOKEN_BYTES];
+            rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("no randomness from the kernel"))?;
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(format!("{}\n", hex(&bytes)).as_bytes())?;
+            Ok(file.sync_all()?)
+        };
+        if !path.exists() {
+            made().with_context(|| format!("cannot make the admin token {}", path.display()))?;
+        }
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the admin token {}", path.display()))?;
+        let text = text.trim();
+        anyhow::ensure!(
+            text.len() >= ADMIN_TOKEN_BYTES,
+            "the admin token in {} is shorter than 32 characters; remove the file to have one made",
+            path.display()
+        );
+        Ok(Self(sha256(text)))
+    }
+
+    fn is(&self, text: &str) -> bool {
+        constant_time::verify_slices_are_equal(&self.0, &sha256(text)).is_ok()
+    }
+}
+
+impl std::fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminToken(..)")
+    }
+}
+
+fn sha256(text: &str) -> [u8; 32] {
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest.as_ref());
+    hash
+}
+
+/// The API's routes.
+pub fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/api/v1/tokens", get(list_tokens).post(create_token))
+        .route("/api/v1/tokens/{id}", delete(revoke_token))
+        .route("/api/v1/services", get(services))
+        .route("/api/v1/proxies", get(proxies))
+        .route("/api/v1/sources", get(sources))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), authorize))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
+}
+
+/// The routes of the monitoring port.
+pub fn monitoring(mesh: Arc<Mesh>, registry: Registry) -> Router {
+    let registry = Arc::new(registry);
+    let metrics = move || {
+        let mut text = String::new();
+        // Writing into a string does not fail.
+        let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
+        let status = if encoded.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        std::future::ready((status, [(header::CONTENT_TYPE, kind)], text))
+    };
+    let ready = move || {
+        let answer = if mesh.started() {
+            (StatusCode::OK, "ready\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "a source was not read yet; see /api/v1/sources\n")
+        };
+        std::future::ready(answer)
+    };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/live", get(|| std::future::ready("live\n")))
+        .route("/ready", get(ready))
+}
+
+async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let bearer = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    if bearer.is_some_and(|token| api.admin.is(token.trim())) {
+        return next.run(request).await;
+    }
+    let text =
+        "every request needs `Authorization: Bearer <token>`, with the token of <data_dir>/admin-token";
+    failed(StatusCode::UNAUTHORIZED, text)
+}
+
+async fn list_tokens(State(api): State<Arc<Api>>) -> Response {
+    Json(json!({ "tokens": api.tokens.list(SystemTime::now()) })).into_response()
+}
+
+async fn create_token(
+    State(api): State<Arc<Api>>,
+    request: Result<Json<NewToken>, JsonRejection>,
+) -> Response {
+    let new = match request {
+        Ok(Json(new)) => new,
+        Err(error) => return failed(StatusCode::BAD_REQUEST, &error.body_text()),
+    };
+    match api.tokens.create(new, SystemTime::now()).await {
+        Ok((info, text)) => {
+            (StatusCode::CREATED, Json(json!({ "token": text, "info": info }))).into_response()
+        }
+        Err(error) => {
+            let status = match &error {
+                NewTokenError::Invalid(_) => StatusCode::BAD_REQUEST,
+                NewTokenError::Full => StatusCode::INSUFFICIENT_STORAGE,
+                NewTokenError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            failed(status, &error.to_string())
+        }
+    }
+}
+
+async fn revoke_token(
+    State(api): State<Arc<Api>>,
+    axum::extract::Path(id): axum::extract::Path<String>,
+) -> Response {
+    match api.tokens.revoke(&id).await {
+        Ok(true) => StatusCode::NO_CONTENT.into_response(),
+        Ok(false) => failed(StatusCode::NOT_FOUND, "there is no such token"),
+        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+async fn services(State(api): State<Arc<Api>>) -> Response {
+    let services: Vec<Value> = api.mesh.services().iter().map(service_view).collect();
+    Json(json!({ "services": services })).into_response()
+}
+
+async fn proxies(State(api): State<Arc<Api>>) -> Response {
+    Json(json!({ "proxies": api.proxies.view(&api.mesh, LISTED_SUBSCRIPTIONS) })).into_response()
+}
+
+async fn sources(State(api): State<Arc<Api>>) -> Response {
+    let (sources, shared) = api.mesh.sources();
+    let sources: Vec<Value> = sources
+        .iter()
+        .map(|source| {
+            let (state, since, reason) = match &source.snapshot.sync {
+                Sync::Never => ("never-synced", None, None),
+                Sync::Synced => ("synced", None, None),
+                Sync::Degraded { since, reason } => ("degraded", Some(unix(*since)), Some(reason)),
+            };
+            let faults = source.snapshot.faults.iter().chain(&source.refused);
+            let faults: Vec<Value> =
+                faults.map(|fault| json!({ "subject": fault.subject, "reason": fault.reason })).collect();
+            json!({
+                "name": *source.name,
+                "state": state,
+                "since": since,
+                "reason": reason,
+                "services": source.snapshot.services.len(),
+                "faults": faults,
+            })
+        })
+        .collect();
+    let shared: Vec<Value> = shared
+        .iter()
+        .map(|(address, services)| {
+            let services: Vec<&str> = services.iter().map(|service| service.as_str()).collect();
+            json!({ "address": address.to_string(), "services": services })
+        })
+        .collect();
+    Json(json!({ "sources": sources, "shared_addresses": shared })).into_response()
+}
+
+fn service_view(service: &outrigger_api::v1::Service) -> Value {
+    let protocol = |protocol: outrigger_api::v1::Protocol| protocol.as_str_name();
+    let ports: Vec<Value> = service
+        .ports
+        .iter()
+        .map(|port| json!({ "port": port.port, "name": port.name, "protocol": protocol(port.protocol()) }))
+        .collect();
+    let endpoints: Vec<EndpointView> = service
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            let locality = endpoint.locality.clone().unwrap_or_default();
+            EndpointView {
+                id: &endpoint.id,
+                address: &endpoint.address,
+                ports: endpoint.ports.iter().map(|(port, target)| (*port, *target)).collect(),
+                weight: endpoint.weight,
+                health: endpoint.health().as_str_name(),
+                identity: &endpoint.identity,
+                meshed: !endpoint.identity.is_empty(),
+                region: locality.region,
+                zone: locality.zone,
+            }
+        })
+        .collect();
+    json!({
+        "name": service.name,
+        "namespace": service.namespace,
+        "source": service.source,
+        "ports": ports,
+        "endpoints": endpoints,
+    })
+}
+
+#[derive(Serialize)]
+struct EndpointView<'a> {
+    id: &'a str,
+    address: &'a str,
+    ports: std::collections::BTreeMap<u32, u32>,
+    weight: u32,
+    health: &'static str,
+    identity: &'a str,
+    meshed: bool,
+    region: String,
+    zone: String,
+}
+
+fn failed(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,351 @@
+//! The merged picture of all sources, and its indexes.
+//!
+//! Each source's newest snapshot is compared with the one before, pointer by pointer, so that the cost of a change is
+//! one walk over keys and the work on the services that differ. A service that several sources have is the union of
+//! its instances. What a source says is checked here once more, whatever the source: an address that leads back into
+//! the caller's own host (loopback, link-local with its metadata services) would make every client attack itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::addresses;
+use crate::sources::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync};
+
+/// The suffix of the mesh's own names.
+const MESH_SUFFIX: &str = ".mesh";
+
+/// A thing that a resource depends on; a change of it makes the resources of its watchers stale.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// A service's endpoints and ports.
+    Service(ServiceKey),
+    /// Where the ports of an address lead.
+    Ip(IpAddr),
+    /// Where a DNS name leads.
+    Name(Arc<str>),
+    /// The claims of one connection.
+    Connection(u64),
+    /// The mesh's ranges and defaults.
+    Mesh,
+    /// The roots.
+    TrustBundle,
+}
+
+/// A service of the catalog.
+#[derive(Debug)]
+pub struct Service {
+    /// The names of its sources, joined by `,`.
+    pub sources: String,
+    /// Merged and checked.
+    pub spec: Arc<SourceService>,
+}
+
+/// What one step changed.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Services that came, went or differ.
+    pub services: BTreeSet<ServiceKey>,
+    /// All that depends on them.
+    pub keys: HashSet<Key>,
+    /// Every source is synced now, and was not before: what was kept silent can be answered.
+    pub became_synced: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Catalog {
+    allow_loopback: bool,
+    sources: Vec<SourceState>,
+    services: BTreeMap<ServiceKey, Service>,
+    by_endpoint: HashMap<SocketAddr, BTreeSet<ServiceKey>>,
+    by_virtual: HashMap<IpAddr, BTreeSet<ServiceKey>>,
+    by_name: HashMap<Arc<str>, BTreeSet<ServiceKey>>,
+}
+
+#[derive(Debug)]
+struct SourceState {
+    name: Arc<str>,
+    snapshot: Arc<Snapshot>,
+    /// Instances that were refused, by service.
+    refused: BTreeMap<ServiceKey, Vec<Fault>>,
+}
+
+/// A source, as people see it.
+#[derive(Debug)]
+pub struct SourceView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its newest snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// What the catalog refused of it; at most [`MAX_FAULTS`].
+    pub refused: Vec<Fault>,
+}
+
+impl Catalog {
+    /// An empty catalog of these sources. Without any source it is synced, and holds nothing.
+    pub fn new(sources: impl IntoIterator<Item = Arc<str>>, allow_loopback: bool) -> Self {
+        let sources = sources
+            .into_iter()
+            .map(|name| SourceState { name, snapshot: Arc::default(), refused: BTreeMap::new() })
+            .collect();
+        Self {
+            allow_loopback,
+            sources,
+            services: BTreeMap::new(),
+            by_endpoint: HashMap::new(),
+            by_virtual: HashMap::new(),
+            by_name: HashMap::new(),
+        }
+    }
+
+    /// Takes a source's newest snapshot. `index` counts the sources in the order given to [`Catalog::new`].
+    pub fn apply(&mut self, index: usize, snapshot: Arc<Snapshot>) -> Changed {
+        let was_synced = self.synced();
+        let before = std::mem::replace(&mut self.sources[index].snapshot, snapshot);
+        let after = Arc::clone(&self.sources[index].snapshot);
+        let mut changed = Changed { became_synced: !was_synced && self.synced(), ..Changed::default() };
+        let keys: BTreeSet<&ServiceKey> = before.services.keys().chain(after.services.keys()).collect();
+        for key in keys {
+            let same = match (before.services.get(key), after.services.get(key)) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
+                _ => false,
+            };
+            if !same {
+                self.rebuild(key, &mut changed);
+            }
+        }
+        changed
+    }
+
+    /// Whether "there is no such thing" can be said.
+    pub fn synced(&self) -> bool {
+        self.sources.iter().all(|source| source.snapshot.sync == Sync::Synced)
+    }
+
+    /// Whether every source was read at least once.
+    pub fn started(&self) -> bool {
+        self.sources.iter().all(|source| source.snapshot.sync != Sync::Never)
+    }
+
+    /// A service.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
+        self.services.iter()
+    }
+
+    /// All sources.
+    pub fn sources(&self) -> impl Iterator<Item = SourceView> {
+        self.sources.iter().map(|source| SourceView {
+            name: Arc::clone(&source.name),
+            snapshot: Arc::clone(&source.snapshot),
+            refused: source.refused.values().flatten().take(MAX_FAULTS).cloned().collect(),
+        })
+    }
+
+    /// The services of which `address` is an endpoint, in the order of their names.
+    pub fn at_endpoint(&self, address: SocketAddr) -> impl Iterator<Item = &ServiceKey> {
+        self.by_endpoint.get(&address).into_iter().flatten()
+    }
+
+    /// The service to which a source gave this virtual address: of several the first by name.
+    pub fn at_virtual(&self, address: IpAddr) -> Option<&ServiceKey> {
+        self.by_virtual.get(&address)?.first()
+    }
+
+    /// The service that a DNS name (lower case, no final dot) means: of several the first by name.
+    pub fn named(&self, name: &str) -> Option<&ServiceKey> {
+        self.by_name.get(name)?.first()
+    }
+
+    /// Addresses that belong to more than one service, which is likely a mistake in a source; at most [`MAX_FAULTS`].
+    pub fn shared_addresses(&self) -> Vec<(SocketAddr, Vec<ServiceKey>)> {
+        let shared = self.by_endpoint.iter().filter(|(_, services)| services.len() > 1).take(MAX_FAULTS);
+        shared.map(|(address, services)| (*address, services.iter().cloned().collect())).collect()
+    }
+
+    fn rebuild(&mut self, key: &ServiceKey, changed: &mut Changed) {
+        if let Some(old) = self.services.remove(key) {
+            self.index(&old.spec, false, changed);
+        }
+        let mut parts: Vec<(Arc<str>, Arc<SourceService>)> = Vec::new();
+        for source in &mut self.sources {
+            source.refused.remove(key);
+            let Some(service) = source.snapshot.services.get(key) else { continue };
+            let mut refused = Vec::new();
+            let service = checked(service, self.allow_loopback, &mut refused);
+            if !refused.is_empty() {
+                tracing::warn!(source = %source.name, service = %key, first = refused[0].reason, refused = refused.len(),
+                    "endpoints refused");
+                source.refused.insert(key.clone(), refused);
+            }
+            parts.push((Arc::clone(&source.name), service));
+        }
+        if let Some(service) = merge(key, &parts) {
+            self.index(&service.spec, true, changed);
+            self.services.insert(key.clone(), service);
+        }
+        changed.services.insert(key.clone());
+        changed.keys.insert(Key::Service(key.clone()));
+    }
+
+    fn index(&mut self, service: &SourceService, present: bool, changed: &mut Changed) {
+        for instance in &service.instances {
+            changed.keys.insert(Key::Ip(instance.address));
+            for port in instance.ports.values() {
+                set(&mut self.by_endpoint, SocketAddr::new(instance.address, *port), &service.key, present);
+            }
+        }
+        for address in &service.virtual_addresses {
+            changed.keys.insert(Key::Ip(*address));
+            set(&mut self.by_virtual, *address, &service.key, present);
+        }
+        let own = format!("{}{MESH_SUFFIX}", service.key);
+        for name in service.names.iter().chain([&own]) {
+            let name: Arc<str> = name.as_str().into();
+            changed.keys.insert(Key::Name(Arc::clone(&name)));
+            set(&mut self.by_name, name, &service.key, present);
+        }
+    }
+}
+
+impl Service {
+    /// The listed port that clients dial, or `None` where the service has none such. A service without listed ports
+    /// has every port.
+    pub fn port(&self, port: u16) -> Option<ServicePort> {
+        if self.spec.ports.is_empty() {
+            return Some(ServicePort { port, name: String::new(), protocol: self.spec.protocol });
+        }
+        self.spec.ports.iter().find(|listed| listed.port == port).cloned()
+    }
+
+    /// The instance that listens on `address`, and the service port that leads there.
+    pub fn instance_at(&self, address: SocketAddr) -> Option<(&Instance, ServicePort)> {
+        self.spec.instances.iter().filter(|instance| instance.address == address.ip()).find_map(|instance| {
+            let listed =
+                self.spec.ports.iter().find(|port| instance.target(port.port) == Some(address.port()));
+            let port = match listed {
+                Some(port) => port.clone(),
+                None if instance.ports.values().any(|target| *target == address.port()) => {
+                    ServicePort { port: address.port(), name: String::new(), protocol: self.spec.protocol }
+                }
+                None => return None,
+            };
+            Some((instance, port))
+        })
+    }
+}
+
+impl Instance {
+    /// The port at this instance for a service port.
+    pub fn target(&self, port: u16) -> Option<u16> {
+        self.ports.get(&port).or_else(|| self.ports.get(&0)).copied()
+    }
+}
+
+fn set<K: Hash + Eq>(
+    index: &mut HashMap<K, BTreeSet<ServiceKey>>,
+    at: K,
+    service: &ServiceKey,
+    present: bool,
+) {
+    if present {
+        index.entry(at).or_default().insert(service.clone());
+    } else if let Some(services) = index.get_mut(&at) {
+        services.remove(service);
+        if services.is_empty() {
+            index.remove(&at);
+        }
+    }
+}
+
+/// The service without what must not be dialled.
+fn checked(
+    service: &Arc<SourceService>,
+    allow_loopback: bool,
+    refused: &mut Vec<Fault>,
+) -> Arc<SourceService> {
+    let fault = |instance: &Instance| {
+        let reason = if let Some(reason) = unfit(instance.address, allow_loopback) {
+            reason
+        } else if instance.ports.is_empty() || instance.ports.values().any(|port| *port == 0) {
+            "it has no port"
+        } else {
+            return None;
+        };
+        Some(Fault {
+            subject: format!(
+                "{} endpoint {} ({})",
+                service.key,
+                instance.id.escape_debug(),
+                instance.address
+            ),
+            reason: reason.to_owned(),
+        })
+    };
+    let virtual_fits = |address: &IpAddr| unfit(*address, false).is_none();
+    let faults: Vec<Fault> = service.instances.iter().filter_map(fault).take(MAX_FAULTS).collect();
+    if faults.is_empty() && service.virtual_addresses.iter().all(virtual_fits) {
+        return Arc::clone(service);
+    }
+    *refused = faults;
+    let mut fit = SourceService::clone(service);
+    fit.instances.retain(|instance| fault(instance).is_none());
+    fit.virtual_addresses.retain(virtual_fits);
+    Arc::new(fit)
+}
+
+/// Why no endpoint may have this address.
+fn unfit(address: IpAddr, allow_loopback: bool) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if address.is_unspecified() || address.is_multicast() {
+        Some("not an address of one host")
+    } else if link_local {
+        Some("link-local addresses (among them metadata services) cannot be endpoints")
+    } else if address.to_canonical().is_loopback() && !allow_loopback {
+        Some("loopback addresses cannot be endpoints (allow_loopback_endpoints: true, for tests on one host)")
+    } else if address.to_canonical() != address {
+        Some("an IPv4 address written as IPv6")
+    } else if addresses::is_virtual(address) {
+        Some("inside the mesh's own virtual range")
+    } else {
+        None
+    }
+}
+
+fn merge(key: &ServiceKey, parts: &[(Arc<str>, Arc<SourceService>)]) -> Option<Service> {
+    let (first, rest) = parts.split_first()?;
+    if rest.is_empty() {
+        return Some(Service { sources: first.0.to_string(), spec: Arc::clone(&first.1) });
+    }
+    let sources: Vec<&str> = parts.iter().map(|(name, _)| &**name).collect();
+    let with_ports = parts.iter().find(|(_, service)| !service.ports.is_empty()).unwrap_or(first);
+    let names: BTreeSet<&String> = parts.iter().flat_map(|(_, service)| &service.names).collect();
+    let virtual_addresses: BTreeSet<&IpAddr> = parts.iter().flat_map(|(_, s)| &s.virtual_addresses).collect();
+    let mut instances: Vec<Instance> = Vec::new();
+    for (name, service) in parts {
+        instances.extend(service.instances.iter().map(|instance| {
+            let mut instance = instance.clone();
+            instance.id = format!("{name}/{}", instance.id);
+            instance
+        }));
+    }
+    instances.sort_by(|a, b| a.id.cmp(&b.id));
+    let spec = SourceService {
+        key: key.clone(),
+        ports: with_ports.1.ports.clone(),
+        protocol: with_ports.1.protocol,
+        virtual_addresses: virtual_addresses.into_iter().copied().collect(),
+        names: names.into_iter().cloned().collect(),
+        instances,
+    };
+    Some(Service { sources: sources.join(","), spec: Arc::new(spec) })
+}

@@ -1,0 +1,213 @@
+//! Which workload serves which instance.
+//!
+//! A Consul registration proves nothing: anyone who may write to the catalog can register an address. An instance is
+//! meshed only when the sidecar beside it has said so on its own authenticated stream, and its token allows both the
+//! service and the address. An accepted claim stays while the instance is in its source, over the loss of the stream
+//! and restarts of the controller: a client must never fall back to plaintext because a stream broke.
+//!
+//! Only the table is here; who may claim what is decided in [`crate::mesh`], which sees tokens and catalog too.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use outrigger_certs::SpiffeId;
+use serde::{Deserialize, Serialize};
+
+use crate::sources::ServiceKey;
+use crate::store::{Change, Table};
+
+/// Claims of one announcement: a workload serves a handful of services.
+pub const MAX_CLAIMS: usize = 64;
+
+/// A stream that announces. Unique in the life of a controller.
+pub type StreamId = u64;
+
+/// An accepted claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Who proved to be there.
+    pub identity: SpiffeId,
+    /// Since when this identity holds it, Unix seconds: of two services that claim one address the older is meant.
+    pub since: u64,
+    /// The workload is leaving.
+    pub draining: bool,
+    /// The stream that made it, while it is open.
+    holder: Option<StreamId>,
+}
+
+/// What the store keeps of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    identity: String,
+    since: u64,
+    #[serde(default)]
+    draining: bool,
+}
+
+/// Another workload holds the claim on an open stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Who.
+    pub by: SpiffeId,
+}
+
+/// Every claim. Pure: the owner stores the changes.
+#[derive(Debug, Default)]
+pub struct Claims {
+    by_service: HashMap<ServiceKey, BTreeMap<SocketAddr, Claim>>,
+    by_stream: HashMap<StreamId, BTreeSet<(ServiceKey, SocketAddr)>>,
+}
+
+impl Claims {
+    /// Takes what the store holds.
+    pub fn load(records: Vec<(String, Record)>) -> Self {
+        let mut claims = Self::default();
+        for (key, record) in records {
+            let parsed = key
+                .split_once(' ')
+                .and_then(|(service, at)| Some((ServiceKey::parse(service).ok()?, at.parse().ok()?)));
+            let (Some((service, at)), Ok(identity)) = (parsed, record.identity.parse()) else { continue };
+            let claim = Claim { identity, since: record.since, draining: record.draining, holder: None };
+            claims.by_service.entry(service).or_default().insert(at, claim);
+        }
+        claims
+    }
+
+    /// The claim on `at` as an instance of `service`.
+    pub fn get(&self, service: &ServiceKey, at: SocketAddr) -> Option<&Claim> {
+        self.by_service.get(service)?.get(&at)
+    }
+
+    /// Records a claim that was found to be allowed. `Ok(true)`: it changes what others see of the service.
+    pub fn accept(
+        &mut self,
+        stream: StreamId,
+        identity: &SpiffeId,
+        (service, at): (&ServiceKey, SocketAddr),
+        draining: bool,
+        now: SystemTime,
+        changes: &mut Vec<Change>,
+    ) -> Result<bool, Held> {
+        let of_service = self.by_service.entry(service.clone()).or_default();
+        let before = of_service.get(&at);
+        if let Some(claim) = before
+            && claim.identity != *identity
+            && claim.holder.is_some_and(|holder| holder != stream)
+        {
+            return Err(Held { by: claim.identity.clone() });
+        }
+        let since = match before {
+            Some(claim) if claim.identity == *identity => claim.since,
+            _ => now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        };
+        let changed = before.is_none_or(|claim| claim.identity != *identity || claim.draining != draining);
+        let taken_from = before.and_then(|claim| claim.holder).filter(|holder| *holder != stream);
+        let claim = Claim { identity: identity.clone(), since, draining, holder: Some(stream) };
+        if changed {
+            let record = Record { identity: identity.to_string(), since, draining };
+            changes.push(Change::put(Table::Claims, store_key(service, at), &record));
+        }
+        of_service.insert(at, claim);
+        if let Some(other) = taken_from
+            && let Some(held) = self.by_stream.get_mut(&other)
+        {
+            held.remove(&(service.clone(), at));
+        }
+        self.by_stream.entry(stream).or_default().insert((service.clone(), at));
+        Ok(changed)
+    }
+
+    /// The stream holds nothing but `keep` any more. Returns what it let go: sticky claims without a holder now.
+    pub fn release(
+        &mut self,
+        stream: StreamId,
+        keep: &BTreeSet<(ServiceKey, SocketAddr)>,
+    ) -> Vec<(ServiceKey, SocketAddr)> {
+        let Some(held) = self.by_stream.get_mut(&stream) else { return Vec::new() };
+        let gone: Vec<_> = held.difference(keep).cloned().collect();
+        for (service, at) in &gone {
+            held.remove(&(service.clone(), *at));
+            if let Some(claim) = self.by_service.get_mut(service).and_then(|claims| claims.get_mut(at)) {
+                claim.holder = None;
+            }
+        }
+        if held.is_empty() {
+            self.by_stream.remove(&stream);
+        }
+        gone
+    }
+
+    /// Forgets the claims on a service that nobody holds and whose instance is gone, as a synced source says.
+    pub fn prune(
+        &mut self,
+        service: &ServiceKey,
+        mut present: impl FnMut(SocketAddr) -> bool,
+        changes: &mut Vec<Change>,
+    ) {
+        let Some(claims) = self.by_service.get_mut(service) else { return };
+        claims.retain(|at, claim| {
+            let keep = claim.holder.is_some() || present(*at);
+            if !keep {
+                changes.push(Change::delete(Table::Claims, store_key(service, *at)));
+            }
+            keep
+        });
+        if claims.is_empty() {
+            self.by_service.remove(service);
+        }
+    }
+
+    /// Every service that has a claim.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.by_service.keys()
+    }
+}
+
+fn store_key(service: &ServiceKey, at: SocketAddr) -> String {
+    format!("{service} {at}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_outlives_its_stream_but_not_its_instance() {
+        let (service, at) = (ServiceKey::parse("orders.shop").unwrap(), "10.0.0.1:80".parse().unwrap());
+        let a: SpiffeId = "spiffe://t/ns/shop/sa/a".parse().unwrap();
+        let b: SpiffeId = "spiffe://t/ns/shop/sa/b".parse().unwrap();
+        let now = SystemTime::now();
+        let mut changes = Vec::new();
+        let mut claims = Claims::default();
+        assert_eq!(claims.accept(1, &a, (&service, at), false, now, &mut changes), Ok(true));
+        assert_eq!(claims.accept(1, &a, (&service, at), false, now, &mut changes), Ok(false));
+        assert_eq!(
+            claims.accept(2, &b, (&service, at), false, now, &mut changes),
+            Err(Held { by: a.clone() })
+        );
+        // The same workload on a new connection, before the old one is known to be dead.
+        assert_eq!(claims.accept(3, &a, (&service, at), true, now, &mut changes), Ok(true));
+        assert!(claims.release(1, &BTreeSet::new()).is_empty(), "stream 3 took it over");
+        claims.prune(&service, |_| false, &mut changes);
+        assert!(claims.get(&service, at).is_some(), "a held claim waits for its instance");
+        assert_eq!(claims.release(3, &BTreeSet::new()).len(), 1);
+        claims.prune(&service, |_| true, &mut changes);
+        assert!(claims.get(&service, at).is_some_and(|claim| claim.draining), "sticky, and still draining");
+
+        let mut stored = std::collections::BTreeMap::new();
+        for (key, value) in changes.drain(..).map(Change::into_parts) {
+            stored.insert(key, serde_json::from_slice(&value.unwrap()).unwrap());
+        }
+        let mut claims = Claims::load(stored.into_iter().collect());
+        assert!(claims.get(&service, at).is_some_and(|claim| claim.identity == a && claim.draining));
+        assert_eq!(
+            claims.accept(1, &b, (&service, at), false, now, &mut changes),
+            Ok(true),
+            "nobody holds it"
+        );
+        claims.release(1, &BTreeSet::new());
+        claims.prune(&service, |_| false, &mut changes);
+        assert!(claims.get(&service, at).is_none());
+    }
+}

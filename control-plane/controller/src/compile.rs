@@ -1,0 +1,167 @@
+//! Catalog and claims as the wire's resources.
+//!
+//! A resource's version is a hash of its content, so that it is the same after a restart of the controller: proxies
+//! that reconnect and echo their versions are sent nothing that they have.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use outrigger_api::{type_url, v1};
+use prost::Message;
+
+use crate::catalog::Service;
+use crate::claims::Claim;
+use crate::sources::Instance;
+use crate::tokens::hex;
+
+/// Bytes of the hash in a version: 96 bits, which no two contents share by accident.
+const VERSION_BYTES: usize = 12;
+
+/// The resource types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `Destination`
+    Destination,
+    /// `Service`
+    Service,
+    /// `Inbound`
+    Inbound,
+    /// `Mesh`
+    Mesh,
+    /// `TrustBundle`
+    TrustBundle,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::Mesh, Self::TrustBundle, Self::Inbound, Self::Service, Self::Destination];
+
+    /// The type URL of the kind.
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Destination => type_url::DESTINATION,
+            Self::Service => type_url::SERVICE,
+            Self::Inbound => type_url::INBOUND,
+            Self::Mesh => type_url::MESH,
+            Self::TrustBundle => type_url::TRUST_BUNDLE,
+        }
+    }
+
+    /// The kind of a type URL.
+    pub fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+
+    /// The message's name, for people.
+    pub fn name(self) -> &'static str {
+        self.type_url().rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// A resource, ready to be sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compiled {
+    /// A hash of the content.
+    pub version: Arc<str>,
+    /// The message in its envelope.
+    pub any: prost_types::Any,
+}
+
+impl Compiled {
+    /// Wraps a message without maps: their order on the wire is not fixed, see [`service`].
+    pub fn new(kind: Kind, message: &impl Message) -> Self {
+        let value = message.encode_to_vec();
+        let mut hash = Context::new(&SHA256);
+        hash.update(&value);
+        Self::with_hash(kind, value, hash)
+    }
+
+    fn with_hash(kind: Kind, value: Vec<u8>, hash: Context) -> Self {
+        let digest = hash.finish();
+        let version = hex(&digest.as_ref()[..VERSION_BYTES]).into();
+        Self { version, any: prost_types::Any { type_url: kind.type_url().to_owned(), value } }
+    }
+}
+
+/// A service with its endpoints. `claim` finds the claim on an instance, if there is one.
+pub fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option<&'a Claim>) -> v1::Service {
+    let spec = &service.spec;
+    let mut ports: Vec<v1::service::Port> = spec
+        .ports
+        .iter()
+        .map(|port| v1::service::Port {
+            port: port.port.into(),
+            name: port.name.clone(),
+            protocol: port.protocol.into(),
+        })
+        .collect();
+    if ports.is_empty() {
+        ports.push(v1::service::Port { port: 0, name: String::new(), protocol: spec.protocol.into() });
+    }
+    v1::Service {
+        name: spec.key.name().to_owned(),
+        namespace: spec.key.namespace().to_owned(),
+        ports,
+        endpoints: spec.instances.iter().map(|instance| endpoint(instance, claim(instance))).collect(),
+        source: service.sources.clone(),
+    }
+}
+
+/// The same, ready to be sent.
+pub fn service(mut message: v1::Service) -> Compiled {
+    // `Endpoint.ports` is a map, whose entries prost writes in no fixed order: they go into the hash by themselves.
+    let ports: Vec<_> =
+        message.endpoints.iter_mut().map(|endpoint| std::mem::take(&mut endpoint.ports)).collect();
+    let mut hash = Context::new(&SHA256);
+    hash.update(&message.encode_to_vec());
+    for (endpoint, ports) in message.endpoints.iter_mut().zip(ports) {
+        let mut sorted: Vec<_> = ports.iter().collect();
+        sorted.sort_unstable();
+        for (port, target) in sorted {
+            hash.update(&port.to_be_bytes());
+            hash.update(&target.to_be_bytes());
+        }
+        hash.update(b"endpoint");
+        endpoint.ports = ports;
+    }
+    Compiled::with_hash(Kind::Service, message.encode_to_vec(), hash)
+}
+
+/// Where an address or a name leads.
+pub fn destination(service: &str, port: u16, endpoint: &str, virtual_addresses: &[IpAddr]) -> Compiled {
+    Compiled::new(
+        Kind::Destination,
+        &v1::Destination {
+            service: service.to_owned(),
+            port: port.into(),
+            endpoint: endpoint.to_owned(),
+            virtual_addresses: virtual_addresses.iter().map(IpAddr::to_string).collect(),
+        },
+    )
+}
+
+fn endpoint(instance: &Instance, claim: Option<&Claim>) -> v1::Endpoint {
+    let (identity, draining) = match (&instance.identity, claim) {
+        // What the source vouches for stands; a claim by the same identity can only say that it leaves.
+        (Some(identity), claim) => (
+            identity.clone(),
+            claim.is_some_and(|claim| claim.draining && claim.identity.as_str() == identity),
+        ),
+        (None, Some(claim)) => (claim.identity.to_string(), claim.draining),
+        (None, None) => (String::new(), false),
+    };
+    let health = if draining { v1::Health::Draining } else { instance.health };
+    let locality = (!instance.region.is_empty() || !instance.zone.is_empty())
+        .then(|| v1::Locality { region: instance.region.clone(), zone: instance.zone.clone() });
+    v1::Endpoint {
+        id: instance.id.clone(),
+        address: instance.address.to_string(),
+        ports: instance.ports.iter().map(|(port, target)| ((*port).into(), (*target).into())).collect(),
+        weight: instance.weight.clamp(1, u32::from(u16::MAX)),
+        health: health.into(),
+        identity,
+        locality,
+    }
+}

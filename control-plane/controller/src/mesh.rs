@@ -1,0 +1,468 @@
+//! What the controller knows right now: catalog, claims, virtual addresses and the mesh's own settings, behind one lock.
+//!
+//! Everything that a stream asks and everything that changes goes through here. Critical sections are short (hash
+//! look-ups, one compilation of a service after it changed), nothing in them waits, and whoever depends on a change is
+//! told through [`Fanout`] after the lock is released.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use outrigger_api::{MESH_NAME, TRUST_BUNDLE_NAME, v1};
+use outrigger_certs::{SpiffeId, TrustBundle};
+
+use crate::addresses::{Addresses, VIRTUAL_RANGES};
+use crate::catalog::{Catalog, Changed, Key, Service, SourceView};
+use crate::claims::{Claim, Claims, MAX_CLAIMS, StreamId};
+use crate::compile::{self, Compiled, Kind};
+use crate::metrics::Metrics;
+use crate::push::Fanout;
+use crate::sources::{Instance, ServiceKey, Snapshot};
+use crate::store::{Change, Store, StoreError, Table};
+use crate::tokens::{NotGranted, Tokens};
+
+/// The mesh's own settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Addresses that belong to the mesh.
+    pub cidrs: Vec<String>,
+    /// What proxies do with addresses outside.
+    pub outbound: v1::mesh::OutboundDefault,
+    /// Whether workloads take plaintext.
+    pub inbound: v1::inbound::Mode,
+    /// Whether endpoints may be on loopback.
+    pub allow_loopback: bool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Viewer {
+    /// Proved by its leaf.
+    pub identity: SpiffeId,
+    /// Where its connection comes from.
+    pub address: IpAddr,
+    /// Its connection, unique in the life of the controller.
+    pub connection: u64,
+}
+
+/// The answer to one resource name.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// This.
+    Found(Arc<Compiled>),
+    /// Every source is synced, and there is no such thing.
+    Absent,
+    /// Not known yet. Nothing is said.
+    Silent,
+}
+
+/// What became of one claim.
+#[derive(Debug)]
+pub struct Outcome {
+    /// For the sidecar.
+    pub status: v1::ClaimStatus,
+    /// Why it was refused, as a metric's label.
+    pub refused: Option<&'static str>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mesh {
+    settings: Settings,
+    store: Arc<Store>,
+    tokens: Arc<Tokens>,
+    metrics: Arc<Metrics>,
+    fanout: Fanout,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    catalog: Catalog,
+    claims: Claims,
+    addresses: Addresses,
+    mesh: Arc<Compiled>,
+    bundle: Arc<Compiled>,
+    /// Compiled services, until they change. Only of services that somebody asked for.
+    compiled: HashMap<ServiceKey, Arc<Compiled>>,
+    /// What was last said to the announcing stream of a connection.
+    announced: HashMap<u64, Vec<v1::ClaimStatus>>,
+}
+
+impl Mesh {
+    /// Loads claims and addresses; the catalog starts empty and unsynced.
+    pub fn load(
+        settings: Settings,
+        sources: impl IntoIterator<Item = Arc<str>>,
+        bundle: &TrustBundle,
+        store: Arc<Store>,
+        tokens: Arc<Tokens>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
+        let mesh = v1::Mesh {
+            trust_domain: bundle.trust_domain().to_string(),
+            cidrs: settings.cidrs.clone(),
+            virtual_cidrs: VIRTUAL_RANGES.map(str::to_owned).to_vec(),
+            outbound: settings.outbound.into(),
+        };
+        let state = State {
+            catalog: Catalog::new(sources, settings.allow_loopback),
+            claims: Claims::load(store.load(Table::Claims)?),
+            addresses: Addresses::load(store.load(Table::Addresses)?),
+            mesh: Arc::new(Compiled::new(Kind::Mesh, &mesh)),
+            bundle: Arc::new(Compiled::new(Kind::TrustBundle, &bundle_message(bundle))),
+            compiled: HashMap::new(),
+            announced: HashMap::new(),
+        };
+        let state = Mutex::new(state);
+        Ok(Self { settings, store, tokens, metrics, fanout: Fanout::default(), state })
+    }
+
+    /// Who must be told of changes.
+    pub fn fanout(&self) -> &Fanout {
+        &self.fanout
+    }
+
+    /// Takes a source's newest snapshot and tells whom it concerns.
+    pub fn apply(&self, source: usize, snapshot: Arc<Snapshot>, now: SystemTime) {
+        let (changed, synced) = {
+            let mut state = self.state();
+            let mut changed = state.catalog.apply(source, snapshot);
+            state.settle(&mut changed, now, &self.store);
+            let services = state.catalog.services().count();
+            self.metrics.services.set(i64::try_from(services).unwrap_or(i64::MAX));
+            (changed, state.catalog.synced())
+        };
+        self.metrics.synced.set(synced.into());
+        if changed.became_synced {
+            tracing::info!("every source is synced");
+            self.fanout.touch_all();
+        }
+        self.fanout.touch(&changed.keys);
+    }
+
+    /// The resource of a name, as this viewer may see it. Asking for a service by name gives it its virtual addresses.
+    pub fn answer(&self, kind: Kind, name: &str, viewer: &Viewer, now: SystemTime) -> Answer {
+        let mut state = self.state();
+        let found = match kind {
+            Kind::Mesh => (name == MESH_NAME).then(|| Arc::clone(&state.mesh)),
+            Kind::TrustBundle => (name == TRUST_BUNDLE_NAME).then(|| Arc::clone(&state.bundle)),
+            Kind::Inbound => {
+                if name != viewer.identity.as_str() {
+                    return Answer::Absent;
+                }
+                let claims = state.announced.get(&viewer.connection).cloned().unwrap_or_default();
+                let inbound = v1::Inbound { mode: self.settings.inbound.into(), terminating: false, claims };
+                Some(Arc::new(Compiled::new(kind, &inbound)))
+            }
+            Kind::Service => ServiceKey::parse(name).ok().and_then(|key| state.service(&key)),
+            Kind::Destination => match name.parse::<SocketAddr>() {
+                Ok(address) => state.dialled(address),
+                Err(_) => state.named(name, now, &self.store),
+            },
+        };
+        match found {
+            Some(compiled) => Answer::Found(compiled),
+            None if state.catalog.synced() || !matches!(kind, Kind::Service | Kind::Destination) => {
+                Answer::Absent
+            }
+            None => Answer::Silent,
+        }
+    }
+
+    /// Judges an announcement, which replaces what the stream announced before.
+    pub fn announce(
+        &self,
+        stream: StreamId,
+        viewer: &Viewer,
+        announcement: &v1::Announcement,
+        now: SystemTime,
+    ) -> Vec<Outcome> {
+        let mut keys = std::collections::HashSet::from([Key::Connection(viewer.connection)]);
+        let outcomes = {
+            let mut state = self.state();
+            let mut keep = BTreeSet::new();
+            let mut changes = Vec::new();
+            let mut outcomes = Vec::new();
+            for claim in announcement.claims.iter().take(MAX_CLAIMS) {
+                let judged =
+                    self.judge(&mut state, stream, viewer, claim, announcement.draining, now, &mut changes);
+                outcomes.push(match judged {
+                    Ok((service, at, changed)) => {
+                        if changed {
+                            state.compiled.remove(&service);
+                            keys.insert(Key::Service(service.clone()));
+                        }
+                        let status = state.accepted(claim, &service, at);
+                        keep.insert((service, at));
+                        Outcome { status, refused: None }
+                    }
+                    Err((refused, message)) => Outcome {
+                        status: v1::ClaimStatus {
+                            service: claim.service.clone(),
+                            address: claim.address.clone(),
+                            port: claim.port,
+                            accepted: false,
+                            message,
+                            protocol: v1::Protocol::Unspecified.into(),
+                        },
+                        refused: Some(refused),
+                    },
+                });
+            }
+            let gone = state.claims.release(stream, &keep);
+            state.prune(gone.into_iter().map(|(service, _)| service), &mut changes);
+            state
+                .announced
+                .insert(viewer.connection, outcomes.iter().map(|outcome| outcome.status.clone()).collect());
+            submit(&self.store, changes);
+            outcomes
+        };
+        self.fanout.touch(&keys);
+        outcomes
+    }
+
+    /// The announcing stream ended: its claims stay with their instances, as they are.
+    pub fn announcer_left(&self, stream: StreamId, viewer: &Viewer) {
+        {
+            let mut state = self.state();
+            let gone = state.claims.release(stream, &BTreeSet::new());
+            let mut changes = Vec::new();
+            state.prune(gone.into_iter().map(|(service, _)| service), &mut changes);
+            state.announced.remove(&viewer.connection);
+            submit(&self.store, changes);
+        }
+        self.fanout.touch(&[Key::Connection(viewer.connection)].into());
+    }
+
+    /// What a connection has announced.
+    pub fn announced(&self, connection: u64) -> Vec<v1::ClaimStatus> {
+        self.state().announced.get(&connection).cloned().unwrap_or_default()
+    }
+
+    /// Whether every source was read at least once.
+    pub fn started(&self) -> bool {
+        self.state().catalog.started()
+    }
+
+    /// Every service as it goes to proxies.
+    pub fn services(&self) -> Vec<v1::Service> {
+        let state = self.state();
+        state.catalog.services().map(|(_, service)| state.message(service)).collect()
+    }
+
+    /// Every source, and the addresses that two services share.
+    pub fn sources(&self) -> (Vec<SourceView>, Vec<(SocketAddr, Vec<ServiceKey>)>) {
+        let state = self.state();
+        (state.catalog.sources().collect(), state.catalog.shared_addresses())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller; a struct would only rename them")]
+    fn judge(
+        &self,
+        state: &mut State,
+        stream: StreamId,
+        viewer: &Viewer,
+        claim: &v1::Claim,
+        draining: bool,
+        now: SystemTime,
+        changes: &mut Vec<Change>,
+    ) -> Result<(ServiceKey, SocketAddr, bool), (&'static str, String)> {
+        let service = ServiceKey::parse(&claim.service).map_err(|error| ("malformed", error.to_string()))?;
+        let port = u16::try_from(claim.port).ok().filter(|port| *port != 0);
+        let port = port.ok_or_else(|| ("malformed", "the port must be 1 to 65535".to_owned()))?;
+        let address: IpAddr = if claim.address.is_empty() {
+            viewer.address
+        } else {
+            claim.address.parse().map_err(|_| ("malformed", "the address is not an IP address".to_owned()))?
+        };
+        let at = SocketAddr::new(address.to_canonical(), port);
+        let vouched = state
+            .catalog
+            .service(&service)
+            .and_then(|found| found.instance_at(at))
+            .and_then(|(instance, _)| instance.identity.clone());
+        match vouched {
+            // The source itself says that this workload is the endpoint: no token is needed.
+            Some(identity) if identity == viewer.identity.as_str() => {}
+            Some(_) => {
+                let text = "the source of this service names another identity for this endpoint";
+                return Err(("other_identity", text.to_owned()));
+            }
+            None => self.tokens.grants(&viewer.identity, &service, at.ip(), viewer.address).map_err(|reason| {
+                match reason {
+                    NotGranted::NoToken => (
+                        "no_token",
+                        "no join token that this identity has used is alive; join with a token that names the service"
+                            .to_owned(),
+                    ),
+                    NotGranted::Service => (
+                        "service",
+                        format!("the join token does not name `{service}`; make one with `--service {service}`"),
+                    ),
+                    NotGranted::Address => (
+                        "address",
+                        format!(
+                            "the join token does not cover {}; make one with a `--cidr` that holds it",
+                            at.ip()
+                        ),
+                    ),
+                }
+            })?,
+        }
+        match state.claims.accept(stream, &viewer.identity, (&service, at), draining, now, changes) {
+            Ok(changed) => Ok((service, at, changed)),
+            Err(held) => Err((
+                "held",
+                format!(
+                    "{} claims this endpoint on an open stream; it is judged again when that ends",
+                    held.by
+                ),
+            )),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in here would leave indexes that disagree at worst; serving the last good picture is better than none.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// After the catalog changed: forgets compiled services, and, where absence is certain, claims and addresses of
+    /// what is gone.
+    fn settle(&mut self, changed: &mut Changed, now: SystemTime, store: &Store) {
+        for service in &changed.services {
+            self.compiled.remove(service);
+        }
+        if !self.catalog.synced() {
+            return;
+        }
+        let mut services = changed.services.clone();
+        if changed.became_synced {
+            services.extend(self.claims.services().cloned());
+            services.extend(self.addresses.services().cloned());
+        }
+        let mut changes = Vec::new();
+        for service in &services {
+            let present = self.catalog.service(service).is_some();
+            self.addresses.present(service, present, now, &mut changes);
+        }
+        self.prune(services, &mut changes);
+        submit(store, changes);
+    }
+
+    fn prune(&mut self, services: impl IntoIterator<Item = ServiceKey>, changes: &mut Vec<Change>) {
+        if !self.catalog.synced() {
+            return;
+        }
+        for service in services {
+            let found = self.catalog.service(&service);
+            self.claims.prune(
+                &service,
+                |at| found.is_some_and(|found| found.instance_at(at).is_some()),
+                changes,
+            );
+        }
+    }
+
+    fn service(&mut self, key: &ServiceKey) -> Option<Arc<Compiled>> {
+        if let Some(compiled) = self.compiled.get(key) {
+            return Some(Arc::clone(compiled));
+        }
+        let compiled = Arc::new(compile::service(self.message(self.catalog.service(key)?)));
+        self.compiled.insert(key.clone(), Arc::clone(&compiled));
+        Some(compiled)
+    }
+
+    fn message(&self, service: &Service) -> v1::Service {
+        compile::message(service, |instance| self.claim(&service.spec.key, instance))
+    }
+
+    fn claim(&self, service: &ServiceKey, instance: &Instance) -> Option<&Claim> {
+        let at = |port: &u16| SocketAddr::new(instance.address, *port);
+        instance.ports.values().find_map(|port| self.claims.get(service, at(port)))
+    }
+
+    fn dialled(&self, address: SocketAddr) -> Option<Arc<Compiled>> {
+        let virtual_service =
+            self.addresses.service(address.ip()).or_else(|| self.catalog.at_virtual(address.ip()));
+        if let Some(service) = virtual_service.and_then(|key| self.catalog.service(key)) {
+            let port = service.port(address.port())?;
+            let key = &service.spec.key;
+            return Some(Arc::new(compile::destination(
+                key.as_str(),
+                port.port,
+                "",
+                &self.addresses_of(service),
+            )));
+        }
+        // Of several services the one that claimed first, then the first by name (as the index has them).
+        let since = |key: &ServiceKey| self.claims.get(key, address).map_or(u64::MAX, |claim| claim.since);
+        let key = self.catalog.at_endpoint(address).min_by_key(|key| since(key))?;
+        let service = self.catalog.service(key)?;
+        let (instance, port) = service.instance_at(address)?;
+        Some(Arc::new(compile::destination(
+            key.as_str(),
+            port.port,
+            &instance.id,
+            &self.addresses_of(service),
+        )))
+    }
+
+    fn named(&mut self, name: &str, now: SystemTime, store: &Store) -> Option<Arc<Compiled>> {
+        let service = self.catalog.service(self.catalog.named(name)?)?;
+        let key = &service.spec.key;
+        let mut changes = Vec::new();
+        let allocated = self.addresses.allocate(key, now, &mut changes);
+        // Not awaited: the allocation starts from a hash of the name, and would come out the same after a crash.
+        submit(store, changes);
+        if allocated.is_none() {
+            tracing::error!(service = %key, "no virtual address left");
+        }
+        // The mesh's own name leads to the mesh's own address, Consul's names to the address that Consul gave.
+        let own = name.len() == key.as_str().len() + ".mesh".len() && name.ends_with(".mesh");
+        let mut addresses = if own { Vec::new() } else { service.spec.virtual_addresses.clone() };
+        if addresses.is_empty() {
+            addresses.extend(allocated.into_iter().flatten());
+        }
+        Some(Arc::new(compile::destination(key.as_str(), 0, "", &addresses)))
+    }
+
+    fn addresses_of(&self, service: &Service) -> Vec<IpAddr> {
+        let given = service.spec.virtual_addresses.iter().copied();
+        given.chain(self.addresses.of(&service.spec.key).into_iter().flatten()).collect()
+    }
+
+    fn accepted(&self, claim: &v1::Claim, service: &ServiceKey, at: SocketAddr) -> v1::ClaimStatus {
+        let found = self.catalog.service(service).and_then(|found| found.instance_at(at));
+        let (message, protocol) = match found {
+            Some((_, port)) => (String::new(), port.protocol),
+            None => ("accepted; no source has this endpoint yet".to_owned(), v1::Protocol::Unspecified),
+        };
+        v1::ClaimStatus {
+            service: claim.service.clone(),
+            address: claim.address.clone(),
+            port: claim.port,
+            accepted: true,
+            message,
+            protocol: protocol.into(),
+        }
+    }
+}
+
+fn submit(store: &Store, changes: Vec<Change>) {
+    if !changes.is_empty() {
+        store.submit(changes).forget();
+    }
+}
+
+/// The bundle on the wire.
+pub fn bundle_message(bundle: &TrustBundle) -> v1::TrustBundle {
+    v1::TrustBundle {
+        trust_domain: bundle.trust_domain().to_string(),
+        roots: bundle.roots().iter().map(|root| root.to_vec()).collect(),
+        epoch: bundle.epoch(),
+    }
+}

@@ -1,0 +1,123 @@
+//! What the controller counts. Every label has a fixed set of values.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::compile::Kind;
+
+/// Which resource type.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    r#type: &'static str,
+}
+
+impl KindLabel {
+    /// The label of a kind.
+    pub fn new(kind: Kind) -> Self {
+        Self { r#type: kind.name() }
+    }
+}
+
+/// Why, out of the fixed set of the place that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    reason: &'static str,
+}
+
+impl ReasonLabel {
+    /// The label of a reason.
+    pub fn new(reason: &'static str) -> Self {
+        Self { reason }
+    }
+}
+
+/// Every metric of the controller, named in [`Metrics::register`].
+#[expect(missing_docs, reason = "the help texts below are the documentation")]
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub synced: Gauge,
+    pub services: Gauge,
+    pub connections: Gauge,
+    pub handshakes_refused: Family<ReasonLabel, Counter>,
+    pub streams: Gauge,
+    pub pushes: Family<KindLabel, Counter>,
+    pub pushed_resources: Family<KindLabel, Counter>,
+    pub acks: Family<KindLabel, Counter>,
+    pub nacks: Family<KindLabel, Counter>,
+    pub unknown_types: Counter,
+    pub ads_refused: Family<ReasonLabel, Counter>,
+    pub signed: Family<ReasonLabel, Counter>,
+    pub sign_refused: Family<ReasonLabel, Counter>,
+    pub announcers: Gauge,
+    pub claims_refused: Family<ReasonLabel, Counter>,
+    pub own_leaf_expiry: Gauge,
+    pub issuer_expiry: Gauge,
+}
+
+impl Metrics {
+    /// A registry that holds them all.
+    pub fn register(&self) -> Registry {
+        let mut registry = Registry::with_prefix("outrigger");
+        registry.register("sources_synced", "1 while every source is synced", self.synced.clone());
+        registry.register("services", "Services in the catalog", self.services.clone());
+        registry.register("connections", "Open connections of proxies", self.connections.clone());
+        registry.register(
+            "handshakes_refused",
+            "Connections that ended before they were authenticated, by reason",
+            self.handshakes_refused.clone(),
+        );
+        registry.register("ads_streams", "Open discovery streams", self.streams.clone());
+        registry.register("ads_pushes", "Discovery responses sent, by resource type", self.pushes.clone());
+        registry.register(
+            "ads_pushed_resources",
+            "Resources sent or removed in discovery responses, by resource type",
+            self.pushed_resources.clone(),
+        );
+        registry.register(
+            "ads_acks",
+            "Discovery responses that proxies took, by resource type",
+            self.acks.clone(),
+        );
+        registry.register(
+            "ads_nacks",
+            "Discovery responses that proxies refused, by resource type",
+            self.nacks.clone(),
+        );
+        registry.register(
+            "ads_unknown_types",
+            "Discovery requests for an unknown resource type",
+            self.unknown_types.clone(),
+        );
+        registry.register(
+            "ads_refused",
+            "Subscriptions that were refused, by reason",
+            self.ads_refused.clone(),
+        );
+        registry.register(
+            "certificates_signed",
+            "Leaves signed, by what proved the identity",
+            self.signed.clone(),
+        );
+        registry.register(
+            "certificates_refused",
+            "Signing requests refused, by reason",
+            self.sign_refused.clone(),
+        );
+        registry.register("announcers", "Open announcement streams", self.announcers.clone());
+        registry.register("claims_refused", "Claims refused, by reason", self.claims_refused.clone());
+        registry.register(
+            "own_leaf_expiry_timestamp_seconds",
+            "When the controller's own leaf ends",
+            self.own_leaf_expiry.clone(),
+        );
+        registry.register(
+            "issuer_expiry_timestamp_seconds",
+            "When the issuing certificate ends",
+            self.issuer_expiry.clone(),
+        );
+        registry
+    }
+}

@@ -1,0 +1,565 @@
+//! Join tokens: how a workload on a host proves for the first time who it is.
+//!
+//! A token `ort1_<id>_<secret>` names one identity, the services that it may serve and the networks that it may live
+//! in. The secret is 256 random bits, so that its plain SHA-256 is safe to store; the text is shown once. A record
+//! stays after its token was used up or has expired, because its *grant* (services and networks) holds for the
+//! workload that joined with it, whose leaf renews itself; it goes when the token is revoked, or when no leaf can be
+//! alive any more.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::{constant_time, digest, rand};
+use ipnet::IpNet;
+use outrigger_certs::SpiffeId;
+use serde::{Deserialize, Serialize};
+
+use crate::sources::ServiceKey;
+use crate::store::{Change, Store, StoreError, Table};
+
+/// Tells our tokens from other attestation tokens, and in scans for leaked secrets.
+pub const PREFIX: &str = "ort1_";
+
+/// Records held at once; each is below 2 KiB with the bounds below.
+const MAX_TOKENS: usize = 100_000;
+/// Services or CIDRs of one token.
+const MAX_GRANTED: usize = 64;
+/// A year: a token that lives longer is a password.
+const MAX_LIFE: Duration = Duration::from_hours(24 * 365);
+/// Bytes of a token's id, and of its secret.
+const ID_BYTES: usize = 6;
+const SECRET_BYTES: usize = 32;
+
+/// How often a token can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uses {
+    /// Once: for workloads whose restart brings a new token.
+    #[default]
+    OneTime,
+    /// Until it expires: a file on a host.
+    Reusable,
+}
+
+/// What somebody asks for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// The SPIFFE id that its bearer becomes.
+    pub identity: String,
+    /// Services that its bearer may claim to serve; a bare name is in namespace `default`.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Networks that its bearer's announced addresses must lie in. Empty: exactly the address that it connects from.
+    #[serde(default)]
+    pub cidrs: Vec<IpNet>,
+    /// Seconds until it can no longer be used. 3,600 by default.
+    #[serde(default = "default_life")]
+    pub ttl_seconds: u64,
+    /// One-time by default.
+    #[serde(default)]
+    pub uses: Uses,
+}
+
+fn default_life() -> u64 {
+    3600
+}
+
+/// A token as it is stored.
+#[derive(Clone, Serialize, Deserialize)]
+struct Record {
+    secret_sha256: String,
+    identity: String,
+    services: Vec<String>,
+    cidrs: Vec<IpNet>,
+    uses: Uses,
+    created: u64,
+    expires: u64,
+    /// How many leaves were signed for it.
+    used: u64,
+    /// When the last leaf that stands on this grant expires, Unix seconds.
+    alive_until: u64,
+}
+
+/// A token as people see it: all but its secret.
+#[derive(Debug, Clone, Serialize)]
+pub struct TokenInfo {
+    /// Names it in `DELETE`.
+    pub id: String,
+    /// The SPIFFE id that its bearer becomes.
+    pub identity: String,
+    /// What it may serve.
+    pub services: Vec<String>,
+    /// Where it may live.
+    pub cidrs: Vec<IpNet>,
+    /// How often it can be used.
+    pub uses: Uses,
+    /// Unix seconds.
+    pub created: u64,
+    /// Unix seconds.
+    pub expires: u64,
+    /// How many leaves were signed for it.
+    pub used: u64,
+    /// Whether it can be used now.
+    pub usable: bool,
+}
+
+/// Why a token cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NewTokenError {
+    /// The request is at fault; the texts say each way in which.
+    #[error("{}", .0.join("; "))]
+    Invalid(Vec<String>),
+    /// Too many tokens.
+    #[error("there are {MAX_TOKENS} tokens already; revoke some")]
+    Full,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a token was not taken. Deliberately not more precise towards the bearer than this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenRefused {
+    /// No such token, or its secret is another.
+    #[error("the join token is unknown or was revoked; make a new one with `outrigger token create`")]
+    Unknown,
+    /// One-time, and used.
+    #[error("the join token was used already; make a new one with `outrigger token create`")]
+    Used,
+    /// Too old.
+    #[error("the join token has expired; make a new one with `outrigger token create`")]
+    Expired,
+}
+
+/// A token that was checked and not yet used.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Whose it is.
+    pub identity: SpiffeId,
+    /// Which.
+    pub id: String,
+}
+
+/// Every token. Cheap to share.
+#[derive(Debug)]
+pub struct Tokens {
+    store: Arc<Store>,
+    trust_domain: String,
+    controller: SpiffeId,
+    leaf_life: Duration,
+    records: Mutex<BTreeMap<String, Record>>,
+}
+
+impl Tokens {
+    /// Loads the tokens of the store.
+    pub fn load(store: Arc<Store>, controller: SpiffeId, leaf_life: Duration) -> Result<Self, StoreError> {
+        let records = store.load(Table::Tokens)?.into_iter().collect();
+        let trust_domain = controller.trust_domain().to_owned();
+        Ok(Self { store, trust_domain, controller, leaf_life, records: Mutex::new(records) })
+    }
+
+    /// Makes a token and returns its text, the only time that it exists here.
+    pub async fn create(&self, new: NewToken, now: SystemTime) -> Result<(TokenInfo, String), NewTokenError> {
+        let services = self.check(&new)?;
+        let mut id = [0; ID_BYTES];
+        let mut secret = [0; SECRET_BYTES];
+        for bytes in [&mut id[..], &mut secret[..]] {
+            rand::fill(bytes)
+                .map_err(|_| NewTokenError::Invalid(vec!["no randomness from the kernel".into()]))?;
+        }
+        let (id, secret) = (hex(&id), hex(&secret));
+        let record = Record {
+            secret_sha256: sha256(&secret),
+            identity: new.identity,
+            services,
+            cidrs: new.cidrs,
+            uses: new.uses,
+            created: unix(now),
+            expires: unix(now) + new.ttl_seconds,
+            used: 0,
+            alive_until: 0,
+        };
+        let info = record.info(&id, unix(now));
+        let receipt = {
+            let mut records = self.records();
+            let mut changes = forget_dead(&mut records, unix(now));
+            if records.len() >= MAX_TOKENS {
+                return Err(NewTokenError::Full);
+            }
+            changes.push(Change::put(Table::Tokens, id.clone(), &record));
+            records.insert(id.clone(), record);
+            self.store.submit(changes)
+        };
+        receipt.durable().await?;
+        tracing::info!(target: "audit", token = id, identity = info.identity, "join token created");
+        Ok((info, format!("{PREFIX}{id}_{secret}")))
+    }
+
+    /// Every token, by id.
+    pub fn list(&self, now: SystemTime) -> Vec<TokenInfo> {
+        self.records().iter().map(|(id, record)| record.info(id, unix(now))).collect()
+    }
+
+    /// Ends a token and the grant that stands on it. Claims that were accepted stay until their instances leave:
+    /// meshed is sticky. `false`: there is no such token.
+    pub async fn revoke(&self, id: &str) -> Result<bool, StoreError> {
+        let receipt = {
+            let mut records = self.records();
+            if records.remove(id).is_none() {
+                return Ok(false);
+            }
+            self.store.submit(vec![Change::delete(Table::Tokens, id)])
+        };
+        receipt.durable().await?;
+        tracing::info!(target: "audit", token = id, "join token revoked");
+        Ok(true)
+    }
+
+    /// Checks a token without using it up.
+    pub fn check_text(&self, text: &str, now: SystemTime) -> Result<Checked, TokenRefused> {
+        let (id, secret) = text
+            .trim()
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split_once('_'))
+            .ok_or(TokenRefused::Unknown)?;
+        let records = self.records();
+        let record = records.get(id).ok_or(TokenRefused::Unknown)?;
+        let same = constant_time::verify_slices_are_equal(
+            sha256(secret).as_bytes(),
+            record.secret_sha256.as_bytes(),
+        );
+        same.map_err(|_| TokenRefused::Unknown)?;
+        record.usable(unix(now))?;
+        // A record of another version or trust domain names nobody.
+        let identity = record.identity.parse().map_err(|_| TokenRefused::Unknown)?;
+        Ok(Checked { identity, id: id.to_owned() })
+    }
+
+    /// Uses a checked token, for a leaf that expires at `alive_until`; of two bearers of a one-time token exactly one
+    /// gets through. Durable when it returns.
+    pub async fn redeem(
+        &self,
+        checked: &Checked,
+        alive_until: SystemTime,
+        now: SystemTime,
+    ) -> Result<Result<(), TokenRefused>, StoreError> {
+        let receipt = {
+            let mut records = self.records();
+            let Some(record) = records.get_mut(&checked.id) else { return Ok(Err(TokenRefused::Unknown)) };
+            if let Err(refused) = record.usable(unix(now)) {
+                return Ok(Err(refused));
+            }
+            record.used += 1;
+            record.alive_until = record.alive_until.max(unix(alive_until));
+            self.store.submit(vec![Change::put(Table::Tokens, checked.id.clone(), record)])
+        };
+        receipt.durable().await?;
+        Ok(Ok(()))
+    }
+
+    /// A leaf of this identity was renewed: the grants that it stands on live as long as it.
+    pub fn renewed(&self, identity: &SpiffeId, alive_until: SystemTime) {
+        // An eighth of a life is early enough, and saves the write for most renewals of many replicas.
+        let slack = self.leaf_life.as_secs() / 8;
+        let mut records = self.records();
+        let mut changes = Vec::new();
+        for (id, record) in records.iter_mut() {
+            if record.used > 0
+                && record.identity == identity.as_str()
+                && record.alive_until + slack < unix(alive_until)
+            {
+                record.alive_until = unix(alive_until);
+                changes.push(Change::put(Table::Tokens, id.clone(), record));
+            }
+        }
+        if !changes.is_empty() {
+            self.store.submit(changes).forget();
+        }
+    }
+
+    /// Whether a workload of this identity, connected from `peer`, may say that it serves `service` at `address`:
+    /// one of the tokens that it joined with must allow both. Otherwise says what failed.
+    pub fn grants(
+        &self,
+        identity: &SpiffeId,
+        service: &ServiceKey,
+        address: IpAddr,
+        peer: IpAddr,
+    ) -> Result<(), NotGranted> {
+        let records = self.records();
+        let mut verdict = NotGranted::NoToken;
+        for record in
+            records.values().filter(|record| record.used > 0 && record.identity == identity.as_str())
+        {
+            let serves = record.services.iter().any(|granted| granted == service.as_str());
+            let lives = if record.cidrs.is_empty() {
+                address == peer
+            } else {
+                record.cidrs.iter().any(|cidr| cidr.contains(&address))
+            };
+            match (serves, lives) {
+                (true, true) => return Ok(()),
+                (true, false) => verdict = NotGranted::Address,
+                (false, _) if verdict == NotGranted::NoToken => verdict = NotGranted::Service,
+                (false, _) => {}
+            }
+        }
+        Err(verdict)
+    }
+
+    fn check(&self, new: &NewToken) -> Result<Vec<String>, NewTokenError> {
+        let mut faults = Vec::new();
+        match new.identity.parse::<SpiffeId>() {
+            Err(error) => faults.push(format!("identity: {error}")),
+            Ok(identity) if identity == self.controller => {
+                faults.push("identity: this is the controller's own, which no token may name".to_owned());
+            }
+            Ok(identity) if identity.trust_domain() != self.trust_domain => faults.push(format!(
+                "identity: its trust domain is not `{}`, the one of this controller",
+                self.trust_domain
+            )),
+            Ok(_) => {}
+        }
+        let mut services = Vec::new();
+        for service in &new.services {
+            match ServiceKey::parse(service) {
+                Ok(key) => services.push(key.as_str().to_owned()),
+                Err(error) => faults.push(format!("services: {error}")),
+            }
+        }
+        if new.services.len() > MAX_GRANTED || new.cidrs.len() > MAX_GRANTED {
+            faults.push(format!("services, cidrs: at most {MAX_GRANTED} of each"));
+        }
+        if new.ttl_seconds == 0 || new.ttl_seconds > MAX_LIFE.as_secs() {
+            faults.push(format!("ttl_seconds: 1 to {}, a year", MAX_LIFE.as_secs()));
+        }
+        if faults.is_empty() { Ok(services) } else { Err(NewTokenError::Invalid(faults)) }
+    }
+
+    fn records(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Record>> {
+        // Every change of the map is one insertion or removal: a panic elsewhere leaves it whole.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a claim is not covered by a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotGranted {
+    /// No living token of this identity was ever used.
+    NoToken,
+    /// None names the service.
+    Service,
+    /// One names the service, but not for this address.
+    Address,
+}
+
+impl Record {
+    fn usable(&self, now: u64) -> Result<(), TokenRefused> {
+        if self.expires <= now {
+            Err(TokenRefused::Expired)
+        } else if self.uses == Uses::OneTime && self.used > 0 {
+            Err(TokenRefused::Used)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn info(&self, id: &str, now: u64) -> TokenInfo {
+        TokenInfo {
+            id: id.to_owned(),
+            identity: self.identity.clone(),
+            services: self.services.clone(),
+            cidrs: self.cidrs.clone(),
+            uses: self.uses,
+            created: self.created,
+            expires: self.expires,
+            used: self.used,
+            usable: self.usable(now).is_ok(),
+        }
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// Drops tokens that can neither be used nor carry the grant of a living leaf.
+fn forget_dead(records: &mut BTreeMap<String, Record>, now: u64) -> Vec<Change> {
+    let mut changes = Vec::new();
+    records.retain(|id, record| {
+        let keep = record.usable(now).is_ok() || record.alive_until > now;
+        if !keep {
+            changes.push(Change::delete(Table::Tokens, id.as_str()));
+        }
+        keep
+    });
+    changes
+}
+
+fn sha256(text: &str) -> String {
+    hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|nibble| char::from(DIGITS[usize::from(nibble)]))
+        .collect()
+}
+
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_hours(500_000)
+    }
+
+    fn tokens(store: &Arc<Store>) -> Tokens {
+        let controller = "spiffe://t.local/ns/outrigger-system/sa/outrigger-controller".parse().unwrap();
+        Tokens::load(Arc::clone(store), controller, 24 * HOUR).unwrap()
+    }
+
+    fn new(services: &[&str], cidrs: &[&str], uses: Uses) -> NewToken {
+        NewToken {
+            identity: "spiffe://t.local/ns/shop/sa/orders".to_owned(),
+            services: services.iter().map(|&s| s.to_owned()).collect(),
+            cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+            ttl_seconds: 3600,
+            uses,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_one_time_token_is_used_once_and_its_grant_outlives_it_and_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let store = Arc::new(Store::open(&path).unwrap());
+        let tokens = self::tokens(&store);
+        let (info, text) = tokens.create(new(&["orders.shop"], &[], Uses::OneTime), now()).await.unwrap();
+        assert!(!format!("{tokens:?} {info:?}").contains(&text[PREFIX.len() + 13..]), "no secret in Debug");
+
+        let (orders, other) =
+            (ServiceKey::parse("orders.shop").unwrap(), ServiceKey::parse("web.shop").unwrap());
+        let peer: IpAddr = "10.0.0.5".parse().unwrap();
+        let first = tokens.check_text(&text, now()).unwrap();
+        let second = tokens.check_text(&text, now()).unwrap();
+        assert_eq!(
+            tokens.grants(&first.identity, &orders, peer, peer),
+            Err(NotGranted::NoToken),
+            "not joined yet"
+        );
+        tokens.redeem(&first, now() + 24 * HOUR, now()).await.unwrap().unwrap();
+        assert_eq!(tokens.redeem(&second, now() + 24 * HOUR, now()).await.unwrap(), Err(TokenRefused::Used));
+        assert_eq!(tokens.check_text(&text, now()).unwrap_err(), TokenRefused::Used);
+
+        drop(tokens);
+        drop(store);
+        let store = Arc::new(Store::open(&path).unwrap());
+        let tokens = self::tokens(&store);
+        assert_eq!(tokens.check_text(&text, now()).unwrap_err(), TokenRefused::Used);
+        assert_eq!(tokens.grants(&first.identity, &orders, peer, peer), Ok(()));
+        assert_eq!(tokens.grants(&first.identity, &other, peer, peer), Err(NotGranted::Service));
+        let elsewhere = "10.0.0.6".parse().unwrap();
+        assert_eq!(tokens.grants(&first.identity, &orders, elsewhere, peer), Err(NotGranted::Address));
+
+        // The token has expired long ago; renewals keep the grant.
+        tokens.renewed(&first.identity, now() + 48 * HOUR);
+        tokens.create(new(&[], &[], Uses::Reusable), now() + 30 * HOUR).await.unwrap();
+        assert_eq!(tokens.grants(&first.identity, &orders, peer, peer), Ok(()));
+        tokens.create(new(&[], &[], Uses::Reusable), now() + 49 * HOUR).await.unwrap();
+        assert_eq!(
+            tokens.grants(&first.identity, &orders, peer, peer),
+            Err(NotGranted::NoToken),
+            "no leaf is alive"
+        );
+    }
+
+    #[tokio::test]
+    async fn wrong_expired_and_revoked_tokens_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&directory.path().join("store")).unwrap());
+        let tokens = self::tokens(&store);
+        let (info, text) = tokens.create(new(&[], &["10.0.0.0/8"], Uses::Reusable), now()).await.unwrap();
+        for wrong in
+            ["", "ort1_", "ort1__", "x", &text[..text.len() - 1], &format!("{text}0"), &text.to_uppercase()]
+        {
+            assert_eq!(tokens.check_text(wrong, now()).unwrap_err(), TokenRefused::Unknown, "{wrong}");
+        }
+        assert_eq!(tokens.check_text(&text, now() + HOUR).unwrap_err(), TokenRefused::Expired);
+        for _ in 0..2 {
+            let checked = tokens.check_text(&format!(" {text}\n"), now()).unwrap();
+            tokens.redeem(&checked, now() + HOUR, now()).await.unwrap().unwrap();
+        }
+        assert!(tokens.revoke(&info.id).await.unwrap());
+        assert!(!tokens.revoke(&info.id).await.unwrap());
+        assert_eq!(tokens.check_text(&text, now()).unwrap_err(), TokenRefused::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_token_with_networks_holds_for_these_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&directory.path().join("store")).unwrap());
+        let tokens = self::tokens(&store);
+        let (_, text) =
+            tokens.create(new(&["a", "b"], &["10.0.0.0/8"], Uses::Reusable), now()).await.unwrap();
+        let (_, other) =
+            tokens.create(new(&["c"], &["192.168.0.0/16"], Uses::Reusable), now()).await.unwrap();
+        for text in [text, other] {
+            let checked = tokens.check_text(&text, now()).unwrap();
+            tokens.redeem(&checked, now() + HOUR, now()).await.unwrap().unwrap();
+        }
+        let identity = "spiffe://t.local/ns/shop/sa/orders".parse().unwrap();
+        let grants = |service: &str, address: &str| {
+            let address = address.parse().unwrap();
+            tokens.grants(
+                &identity,
+                &ServiceKey::parse(service).unwrap(),
+                address,
+                "172.16.0.1".parse().unwrap(),
+            )
+        };
+        assert_eq!(grants("a", "10.1.2.3"), Ok(()));
+        assert_eq!(grants("c", "192.168.0.1"), Ok(()));
+        assert_eq!(grants("a", "192.168.0.1"), Err(NotGranted::Address), "grants do not mix");
+        assert_eq!(grants("a", "172.16.0.1"), Err(NotGranted::Address), "not even the peer's own address");
+        assert_eq!(grants("d", "10.1.2.3"), Err(NotGranted::Service));
+    }
+
+    #[tokio::test]
+    async fn all_faults_of_a_request_are_listed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&directory.path().join("store")).unwrap());
+        let tokens = self::tokens(&store);
+        for identity in [
+            "spiffe://t.local/ns/outrigger-system/sa/outrigger-controller",
+            "spiffe://other/ns/shop/sa/orders",
+            "orders",
+        ] {
+            let request = NewToken {
+                identity: identity.to_owned(),
+                ttl_seconds: 0,
+                ..new(&["../etc"], &[], Uses::OneTime)
+            };
+            match tokens.create(request, now()).await {
+                Err(NewTokenError::Invalid(faults)) => assert_eq!(faults.len(), 3, "{faults:?}"),
+                other => panic!("{identity}: {other:?}"),
+            }
+        }
+    }
+}
