@@ -119,7 +119,8 @@ pub struct Ports {
     pub admin: u16,
 }
 
-/// Addresses of the listeners. Where the kernel has no IPv6, IPv6 addresses are left out.
+/// Addresses of the listeners. `::` takes IPv4 too; where the kernel has no IPv6, it means `0.0.0.0`, and other IPv6
+/// addresses are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bind {
@@ -280,7 +281,7 @@ impl Default for Ports {
 impl Default for Bind {
     fn default() -> Self {
         let loopback = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let any = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let any = vec![Ipv6Addr::UNSPECIFIED.into()];
         Self { outbound: loopback.clone(), inbound: any.clone(), dns: loopback, admin: any }
     }
 }

@@ -1,3 +1,12 @@
-//! What the controller tells: where addresses and names lead, which services there are, who we may trust.
+//! What the controller tells: where addresses and names lead, which services there are, whom to trust.
+//!
+//! `directory` is what workers read. `book` decides (no I/O), `stream` carries it to and from the controller,
+//! `announce` says what the workload beside us serves.
 
+mod announce;
+mod book;
 pub mod directory;
+mod report;
+mod stream;
+
+pub use stream::Discovery;

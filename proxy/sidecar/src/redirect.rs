@@ -1,1 +1,218 @@
-//! In the making.
+//! `outrigger-proxy redirect`: from flags and configuration to rules. The rules themselves are `outrigger-intercept`'s.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use ipnet::IpNet;
+use outrigger_intercept::{Exempt, PortRange, ProxyPorts, Rules, Select, Selector, apply, remove, render};
+
+use crate::config::Config;
+
+/// The flags. Ports and the mark default to the configuration's, so that one file serves the proxy and its rules.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Print the rules instead of writing them.
+    #[arg(long)]
+    dry_run: bool,
+    /// Remove the rules.
+    #[arg(long, conflicts_with = "dry_run")]
+    remove: bool,
+    /// Name of the nftables table: `outrigger`, or `outrigger-<name>` where several sidecars share a host.
+    #[arg(long, default_value = "outrigger")]
+    table: String,
+    /// The proxy's user id: its traffic is exempt.
+    #[arg(long)]
+    proxy_uid: Option<u32>,
+    /// The proxy's socket mark: its traffic is exempt. Default: `mark` of the configuration.
+    #[arg(long)]
+    proxy_mark: Option<u32>,
+    /// More users whose traffic is exempt, as a local DNS resolver's.
+    #[arg(long, value_delimiter = ',')]
+    exempt_uid: Vec<u32>,
+    /// Take only the traffic of these users: `1000` or `1000-1999`.
+    #[arg(long, conflicts_with = "cgroup", value_parser = uid_range)]
+    uid: Option<(u32, u32)>,
+    /// Take only the traffic of this control group (version 2), a path below its mount.
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+    /// The proxy's outbound port. Default: the configuration's.
+    #[arg(long)]
+    outbound_port: Option<u16>,
+    /// The proxy's inbound port. Default: the configuration's.
+    #[arg(long)]
+    inbound_port: Option<u16>,
+    /// The proxy's DNS port. Default: the configuration's.
+    #[arg(long)]
+    dns_port: Option<u16>,
+    /// The proxy's admin port, never redirected. Default: the configuration's.
+    #[arg(long)]
+    admin_port: Option<u16>,
+    /// Leave arriving connections alone.
+    #[arg(long)]
+    no_inbound: bool,
+    /// Leave outgoing connections alone.
+    #[arg(long)]
+    no_outbound: bool,
+    /// Leave DNS alone.
+    #[arg(long)]
+    no_dns: bool,
+    /// Leave IPv6 alone.
+    #[arg(long)]
+    no_ipv6: bool,
+    /// Refuse UDP other than DNS.
+    #[arg(long)]
+    drop_udp: bool,
+    /// Take inbound connections to these ports only: `8080,9000-9100`.
+    #[arg(long, value_delimiter = ',')]
+    inbound_ports: Vec<PortRange>,
+    /// Leave inbound connections to these ports alone.
+    #[arg(long, value_delimiter = ',')]
+    exclude_inbound_ports: Vec<PortRange>,
+    /// Take inbound connections from these ranges only.
+    #[arg(long, value_delimiter = ',')]
+    inbound_cidrs: Vec<IpNet>,
+    /// Leave inbound connections from these ranges alone.
+    #[arg(long, value_delimiter = ',')]
+    exclude_inbound_cidrs: Vec<IpNet>,
+    /// Take outbound connections to these ports only.
+    #[arg(long, value_delimiter = ',')]
+    outbound_ports: Vec<PortRange>,
+    /// Leave outbound connections to these ports alone.
+    #[arg(long, value_delimiter = ',')]
+    exclude_outbound_ports: Vec<PortRange>,
+    /// Take outbound connections to these ranges only.
+    #[arg(long, value_delimiter = ',')]
+    outbound_cidrs: Vec<IpNet>,
+    /// Leave outbound connections to these ranges alone.
+    #[arg(long, value_delimiter = ',')]
+    exclude_outbound_cidrs: Vec<IpNet>,
+    /// Leave DNS questions to these servers alone.
+    #[arg(long, value_delimiter = ',')]
+    exclude_dns_cidrs: Vec<IpNet>,
+}
+
+/// Does what the flags say.
+///
+/// # Errors
+/// If the rules contradict themselves or the kernel refuses them.
+pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
+    if arguments.remove {
+        remove(&arguments.table)?;
+        tracing::info!(table = arguments.table, "redirection removed");
+        return Ok(());
+    }
+    let rules = rules(arguments, config)?;
+    if arguments.dry_run {
+        print!("{}", render(&rules)?);
+        return Ok(());
+    }
+    apply(&rules).context("redirection is as it was")?;
+    tracing::info!(table = rules.table, exempt = ?rules.exempt, "redirection in place");
+    Ok(())
+}
+
+fn rules(arguments: &Arguments, config: &Config) -> anyhow::Result<Rules> {
+    let mut exempt = Vec::new();
+    exempt.extend(arguments.proxy_uid.map(Exempt::Uid));
+    exempt.extend(arguments.proxy_mark.or(config.mark).map(Exempt::Mark));
+    if exempt.is_empty() {
+        bail!(
+            "name the proxy, or its own connections would be redirected to itself: --proxy-uid, or --proxy-mark (and \
+             `mark` in its configuration)"
+        );
+    }
+    exempt.extend(arguments.exempt_uid.iter().copied().map(Exempt::Uid));
+    let inbound = Selector {
+        include_ports: arguments.inbound_ports.clone(),
+        exclude_ports: arguments.exclude_inbound_ports.clone(),
+        include_cidrs: arguments.inbound_cidrs.clone(),
+        exclude_cidrs: arguments.exclude_inbound_cidrs.clone(),
+    };
+    let outbound = Selector {
+        include_ports: arguments.outbound_ports.clone(),
+        exclude_ports: arguments.exclude_outbound_ports.clone(),
+        include_cidrs: arguments.outbound_cidrs.clone(),
+        exclude_cidrs: arguments.exclude_outbound_cidrs.clone(),
+    };
+    let dns = Selector { exclude_cidrs: arguments.exclude_dns_cidrs.clone(), ..Selector::default() };
+    let ports = ProxyPorts {
+        outbound: arguments.outbound_port.unwrap_or(config.ports.outbound),
+        inbound: arguments.inbound_port.unwrap_or(config.ports.inbound),
+        dns: arguments.dns_port.unwrap_or(config.ports.dns),
+        admin: arguments.admin_port.unwrap_or(config.ports.admin),
+    };
+    let select = match (arguments.uid, &arguments.cgroup) {
+        (Some((first, last)), _) => Some(Select::Uid { first, last }),
+        (None, Some(path)) => Some(Select::Cgroup(path.clone())),
+        (None, None) => None,
+    };
+    Ok(Rules {
+        table: arguments.table.clone(),
+        inbound: (!arguments.no_inbound && ports.inbound != 0).then_some(inbound),
+        outbound: (!arguments.no_outbound && ports.outbound != 0).then_some(outbound),
+        dns: (!arguments.no_dns && ports.dns != 0).then_some(dns),
+        ports,
+        exempt,
+        ipv6: !arguments.no_ipv6,
+        select,
+        drop_udp: arguments.drop_udp,
+        ..Rules::default()
+    })
+}
+
+fn uid_range(text: &str) -> Result<(u32, u32), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        _ => Err("write a user id, or a range as in 1000-1999".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(line: &[&str], config: &Config) -> anyhow::Result<Rules> {
+        rules(&Line::try_parse_from([&["redirect"], line].concat())?.arguments, config)
+    }
+
+    #[test]
+    fn flags_become_rules() {
+        let rules = parse(
+            &["--proxy-uid=2102", "--exclude-outbound-ports=22,9000-9100", "--no-dns", "--uid=1000-1999"],
+            &Config::default(),
+        )
+        .unwrap();
+        assert_eq!(rules.exempt, [Exempt::Uid(2102)]);
+        assert_eq!(
+            rules.outbound.unwrap().exclude_ports,
+            [PortRange::from(22), PortRange { first: 9000, last: 9100 }]
+        );
+        assert!(rules.dns.is_none() && rules.inbound.is_some());
+        assert_eq!(rules.select, Some(Select::Uid { first: 1000, last: 1999 }));
+    }
+
+    #[test]
+    fn the_configuration_gives_ports_and_mark() {
+        let mut config = Config { mark: Some(240), ..Config::default() };
+        config.ports.outbound = 25401;
+        let rules = parse(&[], &config).unwrap();
+        assert_eq!(rules.exempt, [Exempt::Mark(240)]);
+        assert_eq!((rules.ports.outbound, rules.ports.inbound), (25401, 15406));
+    }
+
+    #[test]
+    fn a_proxy_that_nobody_names_would_redirect_itself() {
+        let error = parse(&[], &Config::default()).unwrap_err();
+        assert!(error.to_string().contains("--proxy-uid"));
+    }
+}
