@@ -26,10 +26,9 @@ use crate::wait::wait_until;
 /// Ports as DESIGN section 3 has them.
 pub const DISCOVERY_PORT: u16 = 15410;
 const API_PORT: u16 = 15480;
-const CONTROLLER_METRICS_PORT: u16 = 15491;
 /// The sidecar's listener for the mesh.
 pub const INBOUND_PORT: u16 = 15406;
-/// The sidecar's admin port.
+/// Metrics and readiness, of sidecars and controller.
 pub const ADMIN_PORT: u16 = 15490;
 
 /// Marks the sidecar's own packets where there is only one uid.
@@ -114,14 +113,12 @@ impl Mesh {
         }
         let text = json!({
             "data_dir": data_dir(),
-            "listen": {
-                "discovery": format!("[::]:{DISCOVERY_PORT}"),
-                "api": format!("127.0.0.1:{API_PORT}"),
-                "metrics": format!("[::]:{CONTROLLER_METRICS_PORT}"),
-            },
+            "listen": format!("[::]:{DISCOVERY_PORT}"),
+            "api_listen": format!("127.0.0.1:{API_PORT}"),
+            "metrics_listen": format!("[::]:{ADMIN_PORT}"),
             "leaf_life": self.setup.leaf_life,
-            "cidrs": ["10.77.0.0/24", "fd77::/64"],
-            "sources": { "consul": source },
+            "mesh_cidrs": ["10.77.0.0/24", "fd77::/64"],
+            "consul": source,
         });
         std::fs::write(&config, text.to_string()).context("writing the controller's configuration")?;
         let mut command = Command::new(sandbox::get().binary("outrigger-controller")?);
@@ -132,7 +129,7 @@ impl Mesh {
             let host = self.controller_host.clone();
             async move {
                 alive?;
-                let ready = SocketAddr::from(([127, 0, 0, 1], CONTROLLER_METRICS_PORT));
+                let ready = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
                 host.run(move || client::get(ready, "controller", "/ready")).await?.expect(200)
             }
         })
@@ -393,11 +390,10 @@ impl Workload {
     /// Writes the redirection rules, as a host unit would before the sidecar starts.
     pub async fn redirect(&self) -> anyhow::Result<()> {
         let mut command = Command::new(sandbox::get().binary("outrigger-proxy")?);
-        command.arg("redirect");
+        command.arg("redirect").arg("--config").arg(self.folder.join("proxy.yaml"));
+        // Otherwise the mark of the configuration exempts the sidecar.
         if sandbox::get().real_root {
-            command.arg("--exempt-uid").arg(SIDECAR_UID.to_string());
-        } else {
-            command.arg("--exempt-mark").arg(MARK.to_string());
+            command.arg("--proxy-uid").arg(SIDECAR_UID.to_string());
         }
         self.host.output(command).await.context("writing redirection rules").map(drop)
     }

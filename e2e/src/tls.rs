@@ -1,9 +1,25 @@
 //! Certificates for what is not ours: Consul's TLS mode, and peers that the mesh must refuse.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsConnector;
 
+use crate::client;
 use crate::network::Host;
+
+/// A `ClientHello` that offers TLS 1.2 and nothing else: one suite, one group, no `supported_versions` (RFC 5246).
+pub const CLIENT_HELLO_12: &[u8] = b"\x16\x03\x01\x00\x47\x01\x00\x00\x43\x03\x03\
+    0123456789abcdef0123456789abcdef\x00\x00\x02\xc0\x2b\x01\x00\x00\x18\
+    \x00\x0a\x00\x04\x00\x02\x00\x17\x00\x0b\x00\x02\x01\x00\x00\x0d\x00\x06\x00\x04\x04\x03\x08\x04";
 
 /// A certificate authority of a test.
 #[derive(Debug)]
@@ -13,12 +29,27 @@ pub struct Authority {
 }
 
 /// A leaf and its key, PEM.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Leaf {
     /// The certificate.
     pub chain: String,
     /// Its key.
     pub key: String,
+}
+
+/// How a stranger introduces itself. It trusts every server: what is tested is whether the server trusts it.
+#[derive(Clone, Debug)]
+pub struct Handshake {
+    /// Its certificate, if it has one.
+    pub leaf: Option<Leaf>,
+    /// What it wants to speak.
+    pub alpn: &'static str,
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self { leaf: None, alpn: "outrigger-tcp" }
+    }
 }
 
 impl Authority {
@@ -59,5 +90,78 @@ impl Authority {
         params.subject_alt_names = names;
         let leaf = params.signed_by(&key, &self.issuer).context("signing a leaf")?;
         Ok(Leaf { chain: leaf.pem(), key: key.serialize_pem() })
+    }
+}
+
+/// Connects, shakes hands, sends a byte, and returns what came back before the server closed. In TLS 1.3 a server's
+/// refusal of the client arrives only after the client's side of the handshake is complete.
+pub async fn shake_hands(address: SocketAddr, handshake: Handshake) -> anyhow::Result<String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let trusting = Arc::new(TrustEverybody(Arc::clone(&provider)));
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .context("choosing TLS 1.3")?
+        .dangerous()
+        .with_custom_certificate_verifier(trusting);
+    let mut config = match handshake.leaf {
+        None => config.with_no_client_auth(),
+        Some(leaf) => {
+            let chain =
+                vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).context("reading a leaf")?];
+            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).context("reading its key")?;
+            config.with_client_auth_cert(chain, key).context("using a leaf")?
+        }
+    };
+    config.alpn_protocols = vec![handshake.alpn.as_bytes().to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let name = ServerName::IpAddress(address.ip().into());
+    let stream = client::connect(address).await?;
+    let exchange = async {
+        let mut tls = connector.connect(name, stream).await.context("shaking hands")?;
+        tls.write_all(b"\x01").await.context("sending a byte")?;
+        let mut answer = [0; 64];
+        let count = tls.read(&mut answer).await.context("reading an answer")?;
+        anyhow::ensure!(count > 0, "the server closed");
+        Ok(String::from_utf8_lossy(&answer[..count]).into_owned())
+    };
+    tokio::time::timeout(client::CLIENT_LIMIT, exchange).await.context("neither answered nor refused")?
+}
+
+#[derive(Debug)]
+struct TrustEverybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for TrustEverybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -40,7 +40,7 @@ fn observe(seen: &mut Observed, what: &str, reply: &Reply) {
     }
 }
 
-fn request(target: &Target, method: Method, path: &str, body: Body) -> anyhow::Result<Request<Body>> {
+fn request(method: Method, path: &str, body: Body) -> anyhow::Result<Request<Body>> {
     Ok(Request::builder().method(method).uri(path).header(header::HOST, AUTHORITY).body(body)?)
 }
 
@@ -53,7 +53,7 @@ pub(crate) async fn methods(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PURGE", "M-SEARCH"] {
         let body = if ["POST", "PUT", "PATCH"].contains(&method) { "some body" } else { "" };
-        let mut message = request(&target, Method::from_bytes(method.as_bytes())?, "/describe", full(body))?;
+        let mut message = request(Method::from_bytes(method.as_bytes())?, "/describe", full(body))?;
         message.headers_mut().insert("x-first", HeaderValue::from_static("1"));
         message.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("e2e/1"));
         message.headers_mut().insert("x-latin", HeaderValue::from_bytes(b"caf\xe9")?);
@@ -74,7 +74,7 @@ pub(crate) async fn targets(target: Target) -> anyhow::Result<Observed> {
         "/describe?q=%E2%9C%93&empty=",
         "/describe?brackets[]={}|",
     ] {
-        let Ok(message) = request(&target, Method::GET, path, full("")) else {
+        let Ok(message) = request(Method::GET, path, full("")) else {
             // The `http` crate refuses the braces on some versions: the raw cases send them.
             continue;
         };
@@ -87,22 +87,21 @@ pub(crate) async fn targets(target: Target) -> anyhow::Result<Observed> {
 pub(crate) async fn empty_bodies(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     for (what, length) in [("no length", None), ("length 0", Some("0"))] {
-        let mut message = request(&target, Method::POST, "/describe", full(""))?;
+        let mut message = request(Method::POST, "/describe", full(""))?;
         if let Some(length) = length {
             message.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static(length));
         }
         observe(&mut seen, what, &http1(&target, message).await?.expect(200)?);
     }
-    let reply = http1(&target, request(&target, Method::GET, "/bytes/0", full(""))?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::GET, "/bytes/0", full(""))?).await?.expect(200)?;
     observe(&mut seen, "empty answer", &reply);
-    let reply =
-        http1(&target, request(&target, Method::POST, "/echo", pieces(vec![]))?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::POST, "/echo", pieces(vec![]))?).await?.expect(200)?;
     observe(&mut seen, "empty chunked", &reply);
     Ok(seen)
 }
 
 pub(crate) async fn large_upload(target: Target) -> anyhow::Result<Observed> {
-    let mut message = request(&target, Method::POST, "/describe", large())?;
+    let mut message = request(Method::POST, "/describe", large())?;
     message.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(LARGE));
     let reply = http1(&target, message).await?.expect(200)?;
     let mut seen = Observed::default();
@@ -112,8 +111,7 @@ pub(crate) async fn large_upload(target: Target) -> anyhow::Result<Observed> {
 }
 
 pub(crate) async fn large_download(target: Target) -> anyhow::Result<Observed> {
-    let reply =
-        http1(&target, request(&target, Method::GET, "/bytes/100000000", full(""))?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::GET, "/bytes/100000000", full(""))?).await?.expect(200)?;
     ensure!(reply.body.len() == LARGE, "{} bytes arrived", reply.body.len());
     let mut seen = Observed::default();
     observe(&mut seen, "download", &reply);
@@ -122,7 +120,7 @@ pub(crate) async fn large_download(target: Target) -> anyhow::Result<Observed> {
 
 /// Both directions at once, length unknown to either side.
 pub(crate) async fn large_echo(target: Target) -> anyhow::Result<Observed> {
-    let reply = http1(&target, request(&target, Method::POST, "/echo", large())?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::POST, "/echo", large())?).await?.expect(200)?;
     ensure!(reply.body.len() == LARGE, "{} bytes came back", reply.body.len());
     let mut seen = Observed::default();
     observe(&mut seen, "echo", &reply);
@@ -141,13 +139,8 @@ fn large() -> Body {
 pub(crate) async fn chunked(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let body = pieces(vec![Ok(Frame::data("one ".into())), Ok(Frame::data("two".into()))]);
-    observe(
-        &mut seen,
-        "up",
-        &http1(&target, request(&target, Method::POST, "/describe", body)?).await?.expect(200)?,
-    );
-    let reply =
-        http1(&target, request(&target, Method::GET, "/chunked/1000", full(""))?).await?.expect(200)?;
+    observe(&mut seen, "up", &http1(&target, request(Method::POST, "/describe", body)?).await?.expect(200)?);
+    let reply = http1(&target, request(Method::GET, "/chunked/1000", full(""))?).await?.expect(200)?;
     observe(&mut seen, "down", &reply);
     Ok(seen)
 }
@@ -160,12 +153,12 @@ fn trailing_body() -> Body {
 
 pub(crate) async fn trailers(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
-    let mut message = request(&target, Method::POST, "/describe", trailing_body())?;
+    let mut message = request(Method::POST, "/describe", trailing_body())?;
     message.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-sum"));
     let reply = http1(&target, message).await?.expect(200)?;
     ensure!(reply.text().contains("x-sum"), "the application saw no trailers: {}", reply.text());
     observe(&mut seen, "up", &reply);
-    let mut message = request(&target, Method::GET, "/trailers", full(""))?;
+    let mut message = request(Method::GET, "/trailers", full(""))?;
     message.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
     let reply = http1(&target, message).await?.expect(200)?;
     ensure!(reply.trailers.is_some(), "no trailers came back");
@@ -182,7 +175,7 @@ pub(crate) async fn statuses(target: Target) -> anyhow::Result<Observed> {
         504, 599,
     ] {
         for method in [Method::GET, Method::HEAD] {
-            let message = request(&target, method.clone(), &format!("/status/{status}"), full(""))?;
+            let message = request(method.clone(), &format!("/status/{status}"), full(""))?;
             let response =
                 sender.send_request(message).await.with_context(|| format!("{method} {status}"))?;
             let reply = client::read(response).await?.expect(status)?;
@@ -193,7 +186,7 @@ pub(crate) async fn statuses(target: Target) -> anyhow::Result<Observed> {
                 .with_context(|| format!("keeping the connection after {method} {status}"))?;
         }
     }
-    let response = sender.send_request(request(&target, Method::HEAD, "/bytes/5000", full(""))?).await?;
+    let response = sender.send_request(request(Method::HEAD, "/bytes/5000", full(""))?).await?;
     let reply = client::read(response).await?;
     let length = reply.headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes);
     ensure!(length == Some(b"5000"), "HEAD lost the length: {:?}", reply.headers);
@@ -203,27 +196,26 @@ pub(crate) async fn statuses(target: Target) -> anyhow::Result<Observed> {
 
 pub(crate) async fn large_headers(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
-    let mut message = request(&target, Method::GET, "/describe", full(""))?;
+    let mut message = request(Method::GET, "/describe", full(""))?;
     for i in 0..60 {
         let name = http::HeaderName::try_from(format!("x-large-{i}"))?;
         message.headers_mut().insert(name, HeaderValue::try_from("v".repeat(1000))?);
     }
     observe(&mut seen, "many up", &http1(&target, message).await?.expect(200)?);
-    let mut message = request(&target, Method::GET, "/describe", full(""))?;
+    let mut message = request(Method::GET, "/describe", full(""))?;
     message.headers_mut().insert("x-huge", HeaderValue::try_from("h".repeat(60 * 1024))?);
     observe(&mut seen, "one up", &http1(&target, message).await?.expect(200)?);
-    let reply =
-        http1(&target, request(&target, Method::GET, "/headers/60000", full(""))?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::GET, "/headers/60000", full(""))?).await?.expect(200)?;
     observe(&mut seen, "down", &reply);
     Ok(seen)
 }
 
 pub(crate) async fn cookies(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
-    let mut message = request(&target, Method::GET, "/describe", full(""))?;
+    let mut message = request(Method::GET, "/describe", full(""))?;
     message.headers_mut().append(header::COOKIE, HeaderValue::from_static("a=1; b=\"two\"; c=3"));
     observe(&mut seen, "up", &http1(&target, message).await?.expect(200)?);
-    let reply = http1(&target, request(&target, Method::GET, "/cookies", full(""))?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::GET, "/cookies", full(""))?).await?.expect(200)?;
     ensure!(reply.headers.get_all(header::SET_COOKIE).iter().count() == 3, "cookies were merged or lost");
     observe(&mut seen, "down", &reply);
     Ok(seen)
@@ -233,7 +225,7 @@ pub(crate) async fn cookies(target: Target) -> anyhow::Result<Observed> {
 pub(crate) async fn streaming(target: Target) -> anyhow::Result<Observed> {
     let mut sender = client::http1::<Body>(target.at(HTTP)).await?;
     let start = Instant::now();
-    let response = sender.send_request(request(&target, Method::GET, "/drip/8/150", full(""))?).await?;
+    let response = sender.send_request(request(Method::GET, "/drip/8/150", full(""))?).await?;
     let mut body = response.into_body();
     let first = body.frame().await.context("no first line")??;
     let waited = start.elapsed();
@@ -247,7 +239,7 @@ pub(crate) async fn streaming(target: Target) -> anyhow::Result<Observed> {
 
 pub(crate) async fn slow_answer(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
-    let reply = http1(&target, request(&target, Method::GET, "/slow/1500", full(""))?).await?.expect(200)?;
+    let reply = http1(&target, request(Method::GET, "/slow/1500", full(""))?).await?.expect(200)?;
     observe(&mut seen, "slow", &reply);
     Ok(seen)
 }
@@ -255,7 +247,7 @@ pub(crate) async fn slow_answer(target: Target) -> anyhow::Result<Observed> {
 /// A reader that takes its time: nothing is lost, nobody gives up.
 pub(crate) async fn slow_reader(target: Target) -> anyhow::Result<Observed> {
     let mut sender = client::http1::<Body>(target.at(HTTP)).await?;
-    let response = sender.send_request(request(&target, Method::GET, "/bytes/20000000", full(""))?).await?;
+    let response = sender.send_request(request(Method::GET, "/bytes/20000000", full(""))?).await?;
     let mut body = response.into_body();
     let (mut received, mut all) = (0, Vec::new());
     while let Some(frame) = body.frame().await {
@@ -276,9 +268,8 @@ pub(crate) async fn slow_reader(target: Target) -> anyhow::Result<Observed> {
 /// The application answers before it has read the request.
 pub(crate) async fn early_answer(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
-    let reply = http1(&target, request(&target, Method::POST, "/early", full(vec![b'x'; 3000]))?)
-        .await?
-        .expect(417)?;
+    let reply =
+        http1(&target, request(Method::POST, "/early", full(vec![b'x'; 3000]))?).await?.expect(417)?;
     seen.note(format!("{}", reply.status));
     seen.body("early", &reply.body);
     Ok(seen)
@@ -287,7 +278,7 @@ pub(crate) async fn early_answer(target: Target) -> anyhow::Result<Observed> {
 /// A body that breaks off must not look complete.
 pub(crate) async fn broken_body(target: Target) -> anyhow::Result<Observed> {
     let mut sender = client::http1::<Body>(target.at(HTTP)).await?;
-    let response = sender.send_request(request(&target, Method::GET, "/break", full(""))?).await?;
+    let response = sender.send_request(request(Method::GET, "/break", full(""))?).await?;
     let status = response.status();
     let end = response.into_body().collect().await;
     ensure!(end.is_err(), "a truncated body was reported as complete");
@@ -303,9 +294,8 @@ pub(crate) async fn keep_alive(target: Target) -> anyhow::Result<Observed> {
         let path = format!("/describe?n={i}");
         let body = if i % 3 == 0 { full(vec![b'k'; i * 10]) } else { full("") };
         let method = if i % 3 == 0 { Method::POST } else { Method::GET };
-        let reply = client::read(sender.send_request(request(&target, method, &path, body)?).await?)
-            .await?
-            .expect(200)?;
+        let reply =
+            client::read(sender.send_request(request(method, &path, body)?).await?).await?.expect(200)?;
         seen.body(&path, &reply.body);
         sender.ready().await.context("the connection was not kept")?;
     }
@@ -317,7 +307,7 @@ pub(crate) async fn many_connections(target: Target) -> anyhow::Result<Observed>
     for i in 0..60 {
         let target = target.clone();
         running.spawn_local(async move {
-            let message = request(&target, Method::POST, "/echo", full(format!("connection {i}")))?;
+            let message = request(Method::POST, "/echo", full(format!("connection {i}")))?;
             let reply = http1(&target, message).await?.expect(200)?;
             ensure!(reply.text() == format!("connection {i}"), "connection {i} got {:?}", reply.text());
             anyhow::Ok(())
@@ -332,7 +322,7 @@ pub(crate) async fn many_connections(target: Target) -> anyhow::Result<Observed>
 pub(crate) async fn http2(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let mut sender = client::http2::<Body>(target.at(HTTP)).await?;
-    let uri = |path: &str| format!("http://{}{path}", AUTHORITY);
+    let uri = |path: &str| format!("http://{AUTHORITY}{path}");
     for (method, path, body) in [
         (Method::GET, "/describe?a=%2F", full("")),
         (Method::POST, "/describe", full("some body")),
@@ -364,7 +354,7 @@ pub(crate) async fn http2_streams(target: Target) -> anyhow::Result<Observed> {
     let sender = client::http2::<Body>(target.at(HTTP)).await?;
     let mut running = JoinSet::new();
     for i in 0..150 {
-        let (mut sender, uri) = (sender.clone(), format!("http://{}/echo", AUTHORITY));
+        let (mut sender, uri) = (sender.clone(), format!("http://{AUTHORITY}/echo"));
         running.spawn_local(async move {
             let content = format!("stream {i} ").repeat(i + 1);
             let message = Request::post(uri).body(full(content.clone()))?;
@@ -383,11 +373,11 @@ pub(crate) async fn http2_streams(target: Target) -> anyhow::Result<Observed> {
 pub(crate) async fn http2_cancel(target: Target) -> anyhow::Result<Observed> {
     let mut sender = client::http2::<Body>(target.at(HTTP)).await?;
     for _ in 0..20 {
-        let message = Request::get(format!("http://{}/drip/1000/50", AUTHORITY)).body(full(""))?;
+        let message = Request::get(format!("http://{AUTHORITY}/drip/1000/50")).body(full(""))?;
         let mut body = sender.send_request(message).await?.into_body();
         body.frame().await.context("no first line")??;
     }
-    let message = Request::get(format!("http://{}/whoami", AUTHORITY)).body(full(""))?;
+    let message = Request::get(format!("http://{AUTHORITY}/whoami")).body(full(""))?;
     let reply = client::read(sender.send_request(message).await?).await?.expect(200)?;
     let mut seen = Observed::default();
     observe(&mut seen, "after cancelling", &reply);
@@ -401,7 +391,7 @@ pub(crate) async fn http2_conversation(target: Target) -> anyhow::Result<Observe
     let frames = stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
     let body = StreamBody::new(frames.map(|line| Ok::<_, std::io::Error>(Frame::data(line))));
     let message =
-        Request::post(format!("http://{}/echo", AUTHORITY)).body(http_body_util::BodyExt::boxed(body))?;
+        Request::post(format!("http://{AUTHORITY}/echo")).body(http_body_util::BodyExt::boxed(body))?;
     // The head goes out with the first line at the latest.
     lines.send("line 0\n".into()).await?;
     let mut answer = sender.send_request(message).await?.into_body();
