@@ -120,6 +120,20 @@ impl Signals {
     }
 }
 
+/// Starts what talks to the controller: the certificate first, then discovery, which answers workers from the start.
+pub fn start(ctx: &Arc<Context>, asks: mpsc::Receiver<Ask>) -> Discovery {
+    let discovery = Discovery::new(ctx.clone());
+    tokio::spawn(discovery.clone().answer(asks));
+    tokio::spawn({
+        let (ctx, discovery) = (ctx.clone(), discovery.clone());
+        async move {
+            certificates::obtain_first(&ctx).await;
+            tokio::join!(certificates::keep(&ctx), discovery.follow());
+        }
+    });
+    discovery
+}
+
 async fn control(
     ctx: Arc<Context>,
     asks: mpsc::Receiver<Ask>,
@@ -129,18 +143,10 @@ async fn control(
     mut workers_ended: mpsc::Receiver<usize>,
     workers: usize,
 ) -> anyhow::Result<()> {
-    let discovery = Discovery::new(ctx.clone());
+    let discovery = start(&ctx, asks);
     let (stop, mut stopped) = mpsc::channel(1);
-    admin::serve(ctx.clone(), discovery.clone(), stop, admin)?;
+    admin::serve(ctx.clone(), discovery, stop, admin)?;
     dns.serve(&ctx);
-    tokio::spawn(discovery.clone().answer(asks));
-    tokio::spawn({
-        let ctx = ctx.clone();
-        async move {
-            certificates::obtain_first(&ctx).await;
-            tokio::join!(certificates::keep(&ctx), discovery.follow());
-        }
-    });
 
     tokio::select! {
         () = signals.next() => tracing::info!("asked to end: draining"),
