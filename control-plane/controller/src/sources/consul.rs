@@ -60,7 +60,8 @@ const COALESCE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Agents of one cluster, `http://host:port` or `https://host:port`, in order of preference.
+    /// Agents of one cluster, `http://host:port` or `https://host:port`, in order of preference. Empty: no Consul
+    /// source.
     pub addresses: Vec<String>,
     /// File with nothing but the ACL token. Read again for each request.
     pub token_file: Option<PathBuf>,
@@ -89,7 +90,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            addresses: vec!["http://127.0.0.1:8500".into()],
+            addresses: Vec::new(),
             token_file: None,
             datacenters: Vec::new(),
             namespaces: Vec::new(),
@@ -275,10 +276,13 @@ impl Collector {
             let forwarder = forward(names.clone(), None, &changes);
             Place { scope, names, _watch: watch, _forwarder: forwarder }
         });
+        let places = places.collect();
+        let mut domain = config.domain;
+        domain.make_ascii_lowercase();
         Self {
-            places: places.collect(),
+            places,
             client,
-            domain: config.domain.to_ascii_lowercase(),
+            domain,
             units: BTreeMap::new(),
             parts: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -300,6 +304,7 @@ impl Collector {
 
     fn collect(&mut self) {
         let mut changed = BTreeSet::new();
+        self.unread = 0;
         for place in 0..self.places.len() {
             self.read_names(place, &mut changed);
         }
@@ -324,7 +329,6 @@ impl Collector {
             unit.listed = names.contains_key(&id.name);
         }
         self.refused.retain(|id, _| !mine(id) || names.contains_key(&id.name));
-        self.unread = 0;
         for name in names.keys() {
             let id = UnitId { place, name: name.clone() };
             if self.units.contains_key(&id) || self.refused.contains_key(&id) {
