@@ -1,0 +1,340 @@
+//! The path of a connection through one worker thread.
+//!
+//! - outbound: `accept` (here) -> resolve -> `detect` -> balance -> connect (`outbound`, then `pool`, `tls`, `apps`)
+//! - inbound: `accept` (here) -> handshake (`tls`) -> authorize -> forward (`inbound`)
+//!
+//! HTTP goes through `http` (the servers), `message` (a request between its codecs) and `upgrade`; bytes go through
+//! `relay`; refusals are made in `reasons`. Everything on a thread is in [`Worker`], in `Rc` and cells. Each connection
+//! is a task, and a panic in it ends that connection only.
+
+mod apps;
+mod balance;
+mod body;
+mod detect;
+mod http;
+mod inbound;
+mod message;
+mod outbound;
+mod pool;
+mod reasons;
+mod relay;
+mod request;
+mod stream;
+mod tls;
+mod upgrade;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    io,
+    panic::AssertUnwindSafe,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use outrigger_core::{balance::Balancer, speaks_first::Memory};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, watch},
+    task::spawn_local,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{apps::Apps, http::Validity, pool::Pool};
+use crate::{
+    context::Context,
+    drain::Phase,
+    metrics::{Direction, Edge},
+    workers::Listeners,
+};
+
+/// Between two rounds of the worker's own chores.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long `accept` pauses when the process is out of descriptors or memory: at first, and at most. Long enough not to
+/// spin, short enough to recover within a second of a release.
+const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// Balancers and edges kept for services that are not in use at the moment.
+const MAX_KEPT: usize = 1024;
+
+/// How long connections that have nothing left to do may take to say so to their peers.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Everything of one thread.
+pub(crate) struct Worker {
+    pub(crate) ctx: Arc<Context>,
+    pub(crate) listeners: Listeners,
+    pub(crate) pool: Pool,
+    pub(crate) apps: Apps,
+    pub(crate) rng: RefCell<fastrand::Rng>,
+    /// Who spoke first, by service and port.
+    pub(crate) outbound_memory: RefCell<Memory<(Arc<str>, u16)>>,
+    /// The same, by the workload's own port.
+    pub(crate) inbound_memory: RefCell<Memory<u16>>,
+    balancers: RefCell<HashMap<Arc<str>, Rc<RefCell<Balancer>>>>,
+    edges: RefCell<HashMap<EdgeKey, Rc<Edge>>>,
+    identity: RefCell<Identity>,
+    /// Counts up when credentials change or a second has passed: connections look whether they are out of date.
+    ticks: watch::Sender<u64>,
+    leaving: watch::Sender<bool>,
+    connections: Cell<usize>,
+    connection_ended: Notify,
+}
+
+type EdgeKey = (bool, Arc<str>, Option<Arc<str>>);
+
+/// Our own identity and the trust bundle's epoch, as of the credentials' epoch.
+#[derive(Default)]
+struct Identity {
+    credentials: Option<u64>,
+    own: Option<Arc<str>>,
+    trust: u64,
+}
+
+/// Serves until the drain is over. Needs a runtime that spawns local tasks, one for each thread.
+pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
+    let worker = Rc::new(Worker {
+        ctx,
+        listeners,
+        pool: Pool::default(),
+        apps: Apps::default(),
+        rng: RefCell::new(fastrand::Rng::new()),
+        outbound_memory: RefCell::default(),
+        inbound_memory: RefCell::default(),
+        balancers: RefCell::default(),
+        edges: RefCell::default(),
+        identity: RefCell::default(),
+        ticks: watch::Sender::new(0),
+        leaving: watch::Sender::new(false),
+        connections: Cell::new(0),
+        connection_ended: Notify::new(),
+    });
+    let Listeners { outbound, inbound, upstreams, inbounds } = &worker.listeners;
+    for at in 0..outbound.len() {
+        worker.listen(Direction::Outbound, move |l| &l.outbound[at], outbound::transparent);
+    }
+    for at in 0..inbound.len() {
+        worker.listen(Direction::Inbound, move |l| &l.inbound[at], inbound::transparent);
+    }
+    for at in 0..upstreams.len() {
+        let serve = move |worker, stream| outbound::upstream(worker, stream, at);
+        worker.listen(Direction::Outbound, move |l| &l.upstreams[at].1, serve);
+    }
+    for at in 0..inbounds.len() {
+        let serve = move |worker, stream| inbound::explicit(worker, stream, at);
+        worker.listen(Direction::Inbound, move |l| &l.inbounds[at].1, serve);
+    }
+    let chores = worker.clone().chores();
+    let over = async {
+        worker.ctx.drain.reached(Phase::Outbound).await;
+        tokio::select! {
+            () = worker.ended() => {}
+            () = async {
+                worker.ctx.drain.reached(Phase::Now).await;
+                // What is under way has ended or is to be cut; connections between requests still say goodbye.
+                let _ = timeout(LAST_WORDS, worker.ended()).await;
+            } => {}
+        }
+    };
+    tokio::select! {
+        () = chores => {}
+        () = over => {}
+    }
+}
+
+impl Worker {
+    /// Runs a task. A panic ends it alone, and is counted.
+    pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let worker = self.clone();
+        spawn_local(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                worker.ctx.metrics.panicked();
+            }
+        });
+    }
+
+    /// Accepts connections and runs `serve` for each.
+    fn listen<F>(
+        self: &Rc<Self>,
+        direction: Direction,
+        listener: impl Fn(&Listeners) -> &TcpListener + 'static,
+        serve: impl Fn(Rc<Self>, TcpStream) -> F + 'static,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
+        let worker = self.clone();
+        self.spawn(async move {
+            let mut pause = ACCEPT_PAUSE.0;
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener(&worker.listeners).accept() => accepted,
+                    () = worker.ctx.drain.reached(Phase::Outbound) => return,
+                };
+                match accepted {
+                    Ok((stream, _)) => {
+                        pause = ACCEPT_PAUSE.0;
+                        worker.admit(direction, stream, &serve);
+                    }
+                    Err(error) => {
+                        worker.ctx.metrics.accept_failed();
+                        if is_exhausted(&error) {
+                            tracing::warn!(%error, "cannot accept connections: raise the limit of open files or memory");
+                            sleep(pause).await;
+                            pause = (pause * 2).min(ACCEPT_PAUSE.1);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn admit<F>(
+        self: &Rc<Self>,
+        direction: Direction,
+        stream: TcpStream,
+        serve: &impl Fn(Rc<Self>, TcpStream) -> F,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
+        let metrics = &self.ctx.metrics;
+        let Some(admission) = metrics.admit(self.ctx.config.limits.connections as usize) else {
+            metrics.refused(direction, outrigger_core::reason::Reason::Overloaded.code());
+            stream::reset_on_close(&stream);
+            return;
+        };
+        tls::configure(&stream, &self.ctx.config.timeouts);
+        let open = metrics.connection(direction, "accepted");
+        self.connections.set(self.connections.get() + 1);
+        let ended = Ended(self.clone());
+        let serve = serve(self.clone(), stream);
+        self.spawn(async move {
+            let _guards = (admission, open, ended);
+            serve.await;
+        });
+    }
+
+    /// Waits until no accepted connection is left.
+    async fn ended(&self) {
+        while self.connections.get() > 0 {
+            self.connection_ended.notified().await;
+        }
+    }
+
+    /// What has to be done about once a second, for ever.
+    async fn chores(self: Rc<Self>) {
+        loop {
+            self.pool.sweep(&self);
+            self.apps.sweep();
+            self.balancers.borrow_mut().retain_used(MAX_KEPT);
+            self.edges.borrow_mut().retain_used(MAX_KEPT);
+            self.ticks.send_modify(|ticks| *ticks += 1);
+            self.notice_leaving();
+            tokio::select! {
+                () = sleep(TICK) => {}
+                () = self.ctx.drain.reached(Phase::Inbound), if !self.is_leaving() => {}
+            }
+        }
+    }
+
+    fn notice_leaving(&self) {
+        let leaving = self.ctx.inbound.load().terminating || self.ctx.drain.phase() >= Phase::Inbound;
+        self.leaving.send_if_modified(|current| std::mem::replace(current, leaving) != leaving);
+    }
+
+    /// Whether the workload is about to end.
+    pub(crate) fn is_leaving(&self) -> bool {
+        *self.leaving.borrow()
+    }
+
+    /// Waits until the workload is about to end.
+    pub(crate) async fn leaving(&self) {
+        // The sender lives in `self`.
+        let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
+    }
+
+    /// Waits until a mutual TLS connection has to move to new credentials.
+    pub(crate) async fn outdated(&self, validity: Validity) {
+        let mut ticks = self.ticks.subscribe();
+        while validity.epoch == self.identity().1 && !http::ends_soon(validity) {
+            // The sender lives in `self`.
+            let _ = ticks.changed().await;
+        }
+    }
+
+    /// Our own SPIFFE id, and the trust bundle's epoch.
+    pub(crate) fn identity(&self) -> (Option<Arc<str>>, u64) {
+        let credentials = &self.ctx.credentials;
+        let epoch = credentials.epoch();
+        let mut identity = self.identity.borrow_mut();
+        if identity.credentials != Some(epoch) {
+            *identity = Identity {
+                credentials: Some(epoch),
+                own: credentials.leaf().map(|leaf| leaf.id().as_str().into()),
+                trust: credentials.bundle().epoch(),
+            };
+        }
+        (identity.own.clone(), identity.trust)
+    }
+
+    /// This thread's balancer of a service.
+    pub(crate) fn balancer(&self, service: &Arc<str>) -> Rc<RefCell<Balancer>> {
+        let mut balancers = self.balancers.borrow_mut();
+        let balancer = balancers.entry(service.clone()).or_insert_with(|| {
+            let own = self.identity().0.unwrap_or_default();
+            let most = self.ctx.config.limits.endpoints_per_service.into();
+            Rc::new(RefCell::new(Balancer::new(&format!("{own} {}", host_name()), most)))
+        });
+        balancer.clone()
+    }
+
+    /// This thread's handles of an edge.
+    pub(crate) fn edge(&self, direction: Direction, service: &Arc<str>, peer: Option<&Arc<str>>) -> Rc<Edge> {
+        let key = (direction == Direction::Inbound, service.clone(), peer.cloned());
+        let mut edges = self.edges.borrow_mut();
+        let make = || Rc::new(self.ctx.metrics.edge(direction, service, peer.map(|peer| &**peer)));
+        edges.entry(key).or_insert_with(make).clone()
+    }
+}
+
+/// An accepted connection, until it ends.
+struct Ended(Rc<Worker>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.connection_ended.notify_one();
+    }
+}
+
+trait RetainUsed {
+    /// Drops what nobody holds, once there is more than `most`.
+    fn retain_used(&mut self, most: usize);
+}
+
+impl<K, V> RetainUsed for HashMap<K, Rc<V>> {
+    fn retain_used(&mut self, most: usize) {
+        if self.len() > most {
+            self.retain(|_, value| Rc::strong_count(value) > 1);
+        }
+    }
+}
+
+/// The time that the decisions in `outrigger_core` are given.
+pub(crate) fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// What tells this host from others with the same identity; the same for all threads.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether an error of `accept` lasts until something is released. The others concern one connection.
+fn is_exhausted(error: &io::Error) -> bool {
+    // EMFILE, ENFILE, ENOBUFS, ENOMEM, for which std has no names.
+    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
+}

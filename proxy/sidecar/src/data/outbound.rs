@@ -1,0 +1,274 @@
+//! Connections from the workload: accept -> resolve -> detect, and bytes on to an endpoint. Requests go on in
+//! `request`.
+//!
+//! The original destination decides the service before a byte is read; the bytes decide how it is carried, and only
+//! where the port's hint does not.
+
+use std::{net::SocketAddr, rc::Rc, time::Duration};
+
+use bytes::BytesMut;
+use outrigger_core::{
+    detect::Detection,
+    key::Alpn,
+    reason::Reason,
+    resolve::{Knowledge, Resolution, resolve},
+    speaks_first::{self, Plan, plan},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use super::{
+    Worker,
+    balance::{Attempt, MAX_ATTEMPTS, Route},
+    detect::{First, first_bytes, read_more},
+    http::{Handler, Version, refuse, serve},
+    now,
+    reasons::Refusal,
+    relay::{Ended, relay},
+    stream::{Rewind, Stream},
+    tls::{self, ConnectError},
+};
+use crate::{
+    discovery::directory::Target,
+    drain::Side,
+    metrics::{Direction, OpenGuard},
+};
+
+/// How long a client that is to be refused may take to show whether it can read an HTTP response.
+const REFUSAL_WAIT: Duration = Duration::from_millis(250);
+
+/// A redirected connection.
+pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) {
+    let original = match outrigger_intercept::original_destination(&stream) {
+        Ok(original) => original,
+        Err(error) => {
+            tracing::warn!(%error, "cannot read a connection's original destination");
+            return stream_reset(stream);
+        }
+    };
+    let Some(address) = original.filter(|address| !worker.listeners.contains(*address)) else {
+        return refuse_connection(&worker, stream, Refusal::new(Reason::Loop, "dialled the proxy itself"))
+            .await;
+    };
+    let directory = &worker.ctx.directory;
+    let knowledge = directory.resolve(address).await;
+    match resolve(address.ip(), knowledge, &directory.ranges()) {
+        Resolution::Mesh(target) => carry(worker, stream, target).await,
+        Resolution::PassThrough { audit } => {
+            worker.ctx.metrics.passed_through(if audit { "audited" } else { "allowed" });
+            if audit {
+                tracing::info!(%address, "passed to a destination outside the mesh");
+            }
+            pass_through(&worker, stream, address).await;
+        }
+        Resolution::Refuse(reason) => {
+            refuse_connection(&worker, stream, Refusal::new(reason, address.to_string())).await;
+        }
+    }
+}
+
+/// A connection to an explicit upstream.
+pub(crate) async fn upstream(worker: Rc<Worker>, stream: TcpStream, at: usize) {
+    let upstream = &worker.listeners.upstreams[at].0;
+    let Some((service, port)) = upstream.target() else { return };
+    let reason = match worker.ctx.directory.resolve_service(service, port).await {
+        Knowledge::Found(target) => return carry(worker, stream, target).await,
+        Knowledge::NotFound => Reason::NoSuchDestination,
+        Knowledge::Silent => Reason::DiscoveryUnavailable,
+    };
+    refuse_connection(&worker, stream, Refusal::new(reason, upstream.service.clone())).await;
+}
+
+fn stream_reset(stream: TcpStream) {
+    Stream::plain(stream).reset_on_close();
+}
+
+/// Answers with a reason where the client speaks HTTP, else with a reset.
+async fn refuse_connection(worker: &Rc<Worker>, mut stream: TcpStream, refusal: Refusal) {
+    let mut buffer = BytesMut::new();
+    let first = first_bytes(&mut stream, &mut buffer, Some(REFUSAL_WAIT)).await.unwrap_or(First::End);
+    let stream = Stream::Plain(Rewind::new(stream, buffer));
+    refuse(worker, stream, http_version(first), refusal, Direction::Outbound).await;
+}
+
+pub(crate) fn http_version(first: First) -> Option<Version> {
+    match first {
+        First::Bytes(Detection::Http1) => Some(Version::Http1),
+        First::Bytes(Detection::Http2) => Some(Version::Http2),
+        _ => None,
+    }
+}
+
+/// Bytes to the original destination, as if we were not there.
+async fn pass_through(worker: &Rc<Worker>, stream: TcpStream, address: SocketAddr) {
+    match tls::dial(&worker.ctx, address, false).await {
+        Ok(upstream) => {
+            let upstream = Upstream { stream: Stream::plain(upstream), peer: None, _open: Vec::new() };
+            join(worker, None, stream, BytesMut::new(), upstream, BytesMut::new()).await;
+        }
+        Err(error) => {
+            tracing::debug!(%address, error = &*error.text, "cannot pass a connection through");
+            stream_reset(stream);
+        }
+    }
+}
+
+/// Carries a connection to a service of the mesh.
+async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) {
+    let port = target.port;
+    let hint = worker.ctx.config.protocol(port).unwrap_or_else(|| target.service.load().protocol(port));
+    let destination = (target.service.name().clone(), port);
+    let memory = worker.outbound_memory.borrow().recall(&destination, now());
+    let route = Rc::new(Route::new(worker.clone(), target));
+    let mut buffer = BytesMut::new();
+    let version = match plan(hint, memory, port) {
+        Plan::Opaque => None,
+        Plan::Http1 => Some(Version::Http1),
+        Plan::Http2 => Some(Version::Http2),
+        Plan::Detect { early_connect_after } => {
+            let decided = match decide(&route, &mut stream, &mut buffer, early_connect_after).await {
+                Ok(decided) => decided,
+                Err(refusal) => return refuse_connection(&worker, stream, refusal).await,
+            };
+            let (outcome, first) = match &decided {
+                Decided::Client(first, _) => (first.as_str(), speaks_first::First::Client),
+                Decided::Server(..) => ("server_first", speaks_first::First::Server),
+            };
+            worker.ctx.metrics.detected(Direction::Outbound, outcome);
+            worker.outbound_memory.borrow_mut().record(destination, first, now());
+            match decided {
+                Decided::Server(upstream, greeting) => {
+                    return join(&worker, Some(&route), stream, buffer, upstream, greeting).await;
+                }
+                Decided::Client(_, Some(upstream)) => {
+                    return join(&worker, Some(&route), stream, buffer, upstream, BytesMut::new()).await;
+                }
+                Decided::Client(first, None) => http_version(first),
+            }
+        }
+    };
+    if let Some(version) = version {
+        let stream = Stream::Plain(Rewind::new(stream, buffer));
+        return serve(&worker, stream, version, Handler::Outbound(route), None).await;
+    }
+    match connect(&route).await {
+        Ok(upstream) => join(&worker, Some(&route), stream, buffer, upstream, BytesMut::new()).await,
+        Err(refusal) => {
+            worker.ctx.metrics.refused(Direction::Outbound, refusal.reason.code());
+            tracing::debug!(reason = %refusal.reason, text = %refusal.text, "no endpoint for a connection");
+            stream_reset(stream);
+        }
+    }
+}
+
+/// Who decided what a connection speaks.
+enum Decided {
+    /// The client, with its first bytes; and the early connection, if it is of use.
+    Client(First, Option<Upstream>),
+    /// The server: the early connection and its first bytes.
+    Server(Upstream, BytesMut),
+}
+
+/// Waits for whoever speaks first, and connects early if the client does not.
+async fn decide(
+    route: &Rc<Route>,
+    stream: &mut TcpStream,
+    buffer: &mut BytesMut,
+    early_connect_after: Duration,
+) -> Result<Decided, Refusal> {
+    // An error is the end of the stream, too; whoever writes next learns more.
+    let first = first_bytes(stream, buffer, Some(early_connect_after)).await.unwrap_or(First::End);
+    if first != First::Silence {
+        return Ok(Decided::Client(first, None));
+    }
+    let mut upstream = tokio::select! {
+        first = first_bytes(stream, buffer, None) => return Ok(Decided::Client(first.unwrap_or(First::End), None)),
+        upstream = connect(route) => upstream?,
+    };
+    let mut greeting = BytesMut::new();
+    let first = tokio::select! {
+        first = first_bytes(stream, buffer, None) => first.unwrap_or(First::End),
+        _ = read_more(&mut upstream.stream, &mut greeting) => return Ok(Decided::Server(upstream, greeting)),
+    };
+    if http_version(first).is_none() {
+        return Ok(Decided::Client(first, Some(upstream)));
+    }
+    route.worker.spawn(async move {
+        let _ = upstream.stream.shutdown().await;
+    });
+    Ok(Decided::Client(first, None))
+}
+
+/// A connection for bytes.
+struct Upstream {
+    stream: Stream,
+    peer: Option<std::sync::Arc<str>>,
+    _open: Vec<OpenGuard>,
+}
+
+/// Connects to an endpoint for bytes. Nothing is sent, so another may be tried.
+async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
+    let mut tried = Vec::new();
+    loop {
+        let mut attempt = route.attempt(&tried)?;
+        match open(route, &attempt).await {
+            Ok(upstream) => {
+                attempt.answered(true);
+                return Ok(upstream);
+            }
+            // Ours, not the endpoint's fault.
+            Err(error) if error.reason == Reason::NoCertificate => return Err(error.refusal()),
+            Err(error) => {
+                attempt.connect_failed(&route.worker);
+                tried.push(attempt.endpoint.id.clone());
+                let others = route.target.service.load().endpoints.len() > tried.len();
+                if tried.len() == MAX_ATTEMPTS || route.is_pinned() || !others {
+                    return Err(error.refusal());
+                }
+            }
+        }
+    }
+}
+
+async fn open(route: &Route, attempt: &Attempt) -> Result<Upstream, ConnectError> {
+    let worker = &route.worker;
+    let metrics = &worker.ctx.metrics;
+    let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
+        let stream = tls::dial(&worker.ctx, attempt.address, false).await?;
+        let open = metrics.connection(Direction::Outbound, "plain_tcp");
+        return Ok(Upstream { stream: Stream::plain(stream), peer: None, _open: vec![open] });
+    };
+    let secured = tls::connect(&worker.ctx, &worker.pool.configs, &key).await.inspect_err(|error| {
+        metrics.handshake_failed(Direction::Outbound, error.reason.code());
+    })?;
+    let open = metrics.connection(Direction::Outbound, "mesh_tcp");
+    let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
+    Ok(Upstream { stream: secured.stream, peer: Some(key.expected_identity), _open: vec![open, info] })
+}
+
+/// Relays between the workload and an upstream. `buffer` was read from the workload, `greeting` from the upstream.
+async fn join(
+    worker: &Rc<Worker>,
+    route: Option<&Rc<Route>>,
+    stream: TcpStream,
+    buffer: BytesMut,
+    mut upstream: Upstream,
+    greeting: BytesMut,
+) {
+    let _work = worker.ctx.drain.work(Side::Outbound);
+    let mut stream = Stream::Plain(Rewind::new(stream, buffer));
+    if stream.write_all(&greeting).await.is_err() {
+        upstream.stream.reset_on_close();
+        return;
+    }
+    let idle = worker.ctx.config.timeouts.idle.enabled();
+    let (ended, relayed) = relay(&mut stream, &mut upstream.stream, idle).await;
+    if let Some(route) = route {
+        let edge = route.edge(upstream.peer.as_ref());
+        edge.sent.inc_by(relayed.forth);
+        edge.received.inc_by(relayed.back + greeting.len() as u64);
+    }
+    if ended == Ended::Broken {
+        stream.reset_on_close();
+        upstream.stream.reset_on_close();
+    }
+}
