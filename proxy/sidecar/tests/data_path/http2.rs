@@ -1,0 +1,201 @@
+//! HTTP/2 and gRPC through two sidecars.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
+use hyper::body::Frame;
+use outrigger_core::model::Protocol;
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+
+use crate::support::*;
+
+type Chunks = mpsc::Sender<Result<Frame<Bytes>, Infallible>>;
+
+fn channel() -> (Chunks, BoxBody<Bytes, Infallible>) {
+    let (sender, receiver) = mpsc::channel(4);
+    (sender, StreamBody::new(ReceiverStream::new(receiver)).boxed())
+}
+
+fn data(text: &str) -> Result<Frame<Bytes>, Infallible> {
+    Ok(Frame::data(Bytes::copy_from_slice(text.as_bytes())))
+}
+
+fn trailers(status: &str) -> Result<Frame<Bytes>, Infallible> {
+    let mut map = HeaderMap::new();
+    map.insert("grpc-status", status.parse().unwrap());
+    Ok(Frame::trailers(map))
+}
+
+fn call(path: &str, body: BoxBody<Bytes, Infallible>) -> Request<BoxBody<Bytes, Infallible>> {
+    Request::post(format!("http://app.example{path}"))
+        .version(Version::HTTP_2)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_call_passes_with_metadata_and_trailers() {
+    let app = http2_app(|request| async move {
+        assert_eq!(request.version(), Version::HTTP_2);
+        let seen = (
+            request.uri().to_string(),
+            request.headers()["te"].clone(),
+            request.headers()["outrigger-client-id"].clone(),
+            request.headers().get_all("x-bin").iter().map(http::HeaderValue::len).sum::<usize>(),
+        );
+        assert!(!request.headers().contains_key("outrigger-h1"));
+        let collected = request.into_body().collect().await.unwrap();
+        let frames = [data(&format!("{seen:?} {}", collected.to_bytes().len())), trailers("0")];
+        let mut response = Response::new(StreamBody::new(tokio_stream::iter(frames)).boxed());
+        response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        response
+    })
+    .await;
+    let pair = pair(app, Protocol::Detect);
+    let mut client = http2(pair.address).await;
+    let mut request = call("/svc/Unary", full(vec![7; 300_000]));
+    for _ in 0..60 {
+        request.headers_mut().append("x-bin", "b".repeat(1000).parse().unwrap());
+    }
+    let (head, body, trailers) = whole(soon("the call", client.send_request(request)).await.unwrap()).await;
+    assert_eq!(head.status, StatusCode::OK);
+    let body = String::from_utf8_lossy(&body).into_owned();
+    assert!(body.contains("http://app.example/svc/Unary"), "{body}");
+    assert!(body.contains(id("client").as_str()), "{body}");
+    assert!(body.ends_with("60000) 300000"), "{body}");
+    assert_eq!(trailers.unwrap()["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn both_sides_of_a_stream_talk_in_turn() {
+    let app = http2_app(|request| async move {
+        let (sender, body) = channel();
+        tokio::spawn(async move {
+            let mut request = request.into_body();
+            while let Some(Ok(frame)) = request.frame().await {
+                if let Ok(bytes) = frame.into_data() {
+                    let _ = sender.send(data(&format!("echo {}", String::from_utf8_lossy(&bytes)))).await;
+                }
+            }
+            let _ = sender.send(trailers("0")).await;
+        });
+        Response::new(body)
+    })
+    .await;
+    let pair = pair(app, Protocol::Http2);
+    let mut client = http2(pair.address).await;
+    let (sender, body) = channel();
+    let mut response = soon("the head", client.send_request(call("/svc/Bidi", body))).await.unwrap();
+    for n in 0..5 {
+        sender.send(data(&format!("{n}"))).await.unwrap();
+        let frame = soon("a message", response.body_mut().frame()).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), format!("echo {n}"));
+    }
+    drop(sender);
+    let last = soon("the trailers", response.body_mut().frame()).await.unwrap().unwrap();
+    assert_eq!(last.into_trailers().unwrap()["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn giving_up_reaches_the_application() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let counter = gone.clone();
+    let app = http2_app(move |request| {
+        let counter = counter.clone();
+        async move {
+            let (sender, body) = channel();
+            tokio::spawn(async move {
+                // Endless, until the reader has gone.
+                while sender.send(data(&"x".repeat(10_000))).await.is_ok() {}
+                counter.fetch_add(1, Ordering::SeqCst);
+                drop(request);
+            });
+            Response::new(body)
+        }
+    })
+    .await;
+    let pair = pair(app, Protocol::Http2);
+    let mut client = http2(pair.address).await;
+    let mut response = client.send_request(call("/svc/Stream", full(""))).await.unwrap();
+    soon("a message", response.body_mut().frame()).await.unwrap().unwrap();
+    drop(response);
+    eventually("the cancellation", || gone.load(Ordering::SeqCst) == 1).await;
+    // The connection goes on.
+    let response = client.send_request(call("/svc/Stream", full(""))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_up_nobody_else() {
+    let app = http2_app(|request| async move {
+        let (sender, body) = channel();
+        let endless = request.uri().path() == "/endless";
+        tokio::spawn(async move { while sender.send(data(&"x".repeat(10_000))).await.is_ok() && endless {} });
+        Response::new(body)
+    })
+    .await;
+    let pair = pair(app, Protocol::Http2);
+    // One connection, so that the streams share its window, with windows that the test's client never runs out of.
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut client = http2(pair.address).await;
+        let mut response = client.send_request(call("/endless", full(""))).await.unwrap();
+        soon("a first message", response.body_mut().frame()).await.unwrap().unwrap();
+        slow.push((client, response));
+    }
+    // Nothing more is read from these; wait until their windows are full.
+    tokio::time::timeout(Duration::from_millis(300), std::future::pending::<()>()).await.unwrap_err();
+    let mut client = http2(pair.address).await;
+    for _ in 0..20 {
+        let (head, body, _) =
+            whole(soon("another call", client.send_request(call("/one", full("")))).await.unwrap()).await;
+        assert_eq!(head.status, StatusCode::OK);
+        assert_eq!(body.len(), 10_000);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_grpc_status_to_a_grpc_caller() {
+    let app = nobody();
+    let pair = pair(app, Protocol::Http2);
+    let mut client = http2(pair.address).await;
+    let (head, _, _) =
+        whole(soon("the call", client.send_request(call("/svc/Unary", full("x")))).await.unwrap()).await;
+    assert_eq!(head.status, StatusCode::OK);
+    assert_eq!(head.headers["grpc-status"], "14");
+    assert!(head.headers["outrigger-reason"].to_str().unwrap().starts_with("proxy; connect_failed; "));
+}
+
+#[tokio::test]
+async fn a_reset_in_the_middle_is_no_end() {
+    let app = http2_app(|_| async move {
+        let (sender, body) = mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(4);
+        tokio::spawn(async move {
+            sender.send(Ok(Frame::data(Bytes::from_static(b"half")))).await.unwrap();
+            sender.send(Err(std::io::Error::other("lost"))).await.unwrap();
+        });
+        // hyper resets the stream when the body fails; Infallible stands for the type only.
+        let body = ReceiverStream::new(body).map(|frame| match frame {
+            Ok(frame) => Ok(frame),
+            Err(_) => std::panic::resume_unwind(Box::new("the application's handler dies")),
+        });
+        Response::new(StreamBody::new(body).boxed())
+    })
+    .await;
+    let pair = pair(app, Protocol::Http2);
+    let mut client = http2(pair.address).await;
+    let response = client.send_request(call("/svc/Stream", full(""))).await.unwrap();
+    assert!(soon("the end", response.into_body().collect()).await.is_err());
+}

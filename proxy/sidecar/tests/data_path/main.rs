@@ -1,0 +1,9 @@
+//! The data path end to end, on loopback: real rustls and real HTTP peers around two sidecars.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod http1;
+mod http2;
+mod support;
+mod tcp;
+mod upgrades;
