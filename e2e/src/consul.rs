@@ -34,6 +34,8 @@ const MANAGEMENT_TOKEN: &str = "11111111-2222-3333-4444-555555555555";
 pub enum Mode {
     /// One agent, `-dev`.
     Dev,
+    /// One server that keeps its data.
+    Persistent,
     /// Three servers with a leader.
     ThreeServers,
     /// One server, `default_policy = deny`.
@@ -166,7 +168,7 @@ impl Consul {
     }
 
     /// Starts every server again, with nothing of what it knew: indexes begin anew. (Where servers keep their data,
-    /// `ThreeServers`, they find it again.)
+    /// `Persistent` and `ThreeServers`, they find it again.)
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let hosts: Vec<Host> = self.servers.iter().map(|server| server.host.clone()).collect();
         for at in 0..self.servers.len() {
@@ -259,7 +261,7 @@ impl Consul {
             Mode::Dev => {
                 command.arg("-dev");
             }
-            Mode::ThreeServers => {
+            Mode::ThreeServers | Mode::Persistent => {
                 config["server"] = json!(true);
                 config["bootstrap_expect"] = json!(all.len());
                 config["retry_join"] = all.iter().map(|host| host.v4().to_string()).collect();

@@ -11,6 +11,7 @@
 pub mod capture;
 pub mod client;
 pub mod consul;
+pub mod faults;
 pub mod figures;
 pub mod load;
 pub mod mesh;

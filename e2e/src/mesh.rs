@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 
 use crate::client::{self, Reply};
 use crate::consul::{self, Consul, Mode, Registration};
+use crate::faults::Front;
 use crate::network::{Host, Network};
 use crate::process::Process;
 use crate::sandbox;
@@ -25,7 +26,8 @@ use crate::wait::wait_until;
 
 /// Ports as DESIGN section 3 has them.
 pub const DISCOVERY_PORT: u16 = 15410;
-const API_PORT: u16 = 15480;
+/// The controller's API, on loopback.
+pub const API_PORT: u16 = 15480;
 /// The sidecar's listener for the mesh.
 pub const INBOUND_PORT: u16 = 15406;
 /// Metrics and readiness, of sidecars and controller.
@@ -47,13 +49,13 @@ pub struct Setup {
     pub leaf_life: &'static str,
     /// Whether sidecars forward `.consul` to Consul's DNS instead of answering it.
     pub consul_dns: bool,
-    /// Whether the controller starts with the mesh.
-    pub controller: bool,
+    /// Whether a [`Front`] stands between the controller and Consul.
+    pub front: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { consul: Mode::Dev, leaf_life: "24h", consul_dns: false, controller: true }
+        Self { consul: Mode::Dev, leaf_life: "24h", consul_dns: false, front: false }
     }
 }
 
@@ -65,6 +67,8 @@ pub struct Mesh {
     pub consul: Mutex<Consul>,
     /// The controller's host.
     pub controller_host: Host,
+    /// What stands before Consul, where the setup says so.
+    pub front: Option<Front>,
     setup: Setup,
     controller: Mutex<Option<Process>>,
     consul_token: Option<String>,
@@ -82,17 +86,22 @@ impl Mesh {
             // An earlier mesh of this suite.
             std::fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
         }
+        let front = if setup.front {
+            let host = network.host("front").await?;
+            Some(Front::start(host, consul.host().at(consul::HTTP_PORT)).await?)
+        } else {
+            None
+        };
         let mesh = Self {
             network,
             consul: Mutex::new(consul),
             controller_host,
+            front,
             setup,
             controller: Mutex::new(None),
             consul_token,
         };
-        if setup.controller {
-            mesh.start_controller().await?;
-        }
+        mesh.start_controller().await?;
         Ok(mesh)
     }
 
@@ -100,7 +109,11 @@ impl Mesh {
     pub async fn start_controller(&self) -> anyhow::Result<()> {
         let work = &sandbox::get().work;
         let config = work.join("controller.yaml");
-        let mut source = json!({ "addresses": self.consul.lock().await.urls() });
+        let addresses = match &self.front {
+            Some(front) => vec![front.url()],
+            None => self.consul.lock().await.urls(),
+        };
+        let mut source = json!({ "addresses": addresses });
         if let Some(token) = &self.consul_token {
             let file = work.join("consul.token");
             std::fs::write(&file, token).context("writing Consul's token")?;
@@ -142,6 +155,11 @@ impl Mesh {
     pub async fn kill_controller(&self) {
         // Dropping the handle kills.
         drop(self.controller.lock().await.take());
+    }
+
+    /// The token with which the controller reads Consul, where ACLs are on.
+    pub fn consul_token(&self) -> Option<&str> {
+        self.consul_token.as_deref()
     }
 
     /// What the controller has logged so far.
@@ -267,11 +285,12 @@ impl Plan<'_> {
         self
     }
 
-    /// Starts it and waits until the sidecar is ready.
+    /// Starts it and waits until the sidecar is ready and its claims are accepted.
     pub async fn start(self) -> anyhow::Result<Workload> {
         let workload = self.start_unready().await?;
         if workload.sidecar.is_some() {
             workload.wait_ready().await?;
+            workload.wait_claims().await?;
         }
         Ok(workload)
     }
@@ -367,7 +386,8 @@ pub struct Workload {
     pub app: Option<Process>,
     /// The sidecar.
     pub sidecar: Option<Process>,
-    folder: PathBuf,
+    /// The sidecar's files: `proxy.yaml`, `token`, `root.pem`.
+    pub folder: PathBuf,
 }
 
 impl Workload {
@@ -398,6 +418,13 @@ impl Workload {
         self.host.output(command).await.context("writing redirection rules").map(drop)
     }
 
+    /// Removes the redirection rules.
+    pub async fn remove_redirection(&self) -> anyhow::Result<()> {
+        let mut command = Command::new(sandbox::get().binary("outrigger-proxy")?);
+        command.args(["redirect", "--remove"]);
+        self.host.output(command).await.context("removing redirection rules").map(drop)
+    }
+
     /// Starts the sidecar with the files that it has.
     pub async fn start_sidecar(&mut self) -> anyhow::Result<()> {
         use std::os::unix::process::CommandExt as _;
@@ -419,10 +446,38 @@ impl Workload {
         .map(drop)
     }
 
+    /// Waits until the controller has accepted everything that the sidecar claims.
+    pub async fn wait_claims(&self) -> anyhow::Result<()> {
+        wait_until(READY_LIMIT, &format!("the claims of {} to be accepted", self.host.name()), || async {
+            let knowledge = self.knowledge().await?;
+            let wanted = knowledge["configuration"]["services"].as_array().map_or(0, Vec::len);
+            let claims = knowledge["discovery"]["claims"].as_array().cloned().unwrap_or_default();
+            let accepted = claims.iter().filter(|claim| claim["accepted"] == true).count();
+            ensure!(accepted == wanted, "{accepted} of {wanted}: {claims:?}");
+            Ok(())
+        })
+        .await
+    }
+
     /// Asks the sidecar's admin port.
     pub async fn admin(&self, path: &str) -> anyhow::Result<Reply> {
         let (admin, path) = (SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT)), path.to_owned());
         self.host.run(move || async move { client::get(admin, "sidecar", &path).await }).await
+    }
+
+    /// What the sidecar knows: `/config`.
+    pub async fn knowledge(&self) -> anyhow::Result<Value> {
+        let reply = self.admin("/config").await?.expect(200)?;
+        serde_json::from_slice(&reply.body).context("reading the sidecar's /config")
+    }
+
+    /// The endpoints of a service (`orders.default`) that the sidecar holds, as `/config` shows them. None where it
+    /// holds none or does not know the service.
+    pub async fn endpoints(&self, service: &str) -> anyhow::Result<Vec<Value>> {
+        let knowledge = self.knowledge().await?;
+        let services = knowledge["discovery"]["services"].as_array().cloned().unwrap_or_default();
+        let entry = services.into_iter().find(|entry| entry["name"] == service);
+        Ok(entry.and_then(|entry| entry["endpoints"].as_array().cloned()).unwrap_or_default())
     }
 
     /// Looks up a name on this host and returns an address with `port`.

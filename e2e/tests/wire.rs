@@ -154,12 +154,10 @@ async fn handshakes(world: &World, handshake: Handshake) -> anyhow::Result<Vec<a
 }
 
 fn all_refused(results: Vec<anyhow::Result<String>>) -> anyhow::Result<()> {
-    for result in results {
-        if let Ok(answer) = result {
-            bail!("the sidecar let the stranger in and answered {answer:?}");
-        }
+    match results.into_iter().find_map(Result::ok) {
+        Some(answer) => bail!("the sidecar let the stranger in and answered {answer:?}"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 async fn no_certificate(world: Arc<World>) -> anyhow::Result<()> {

@@ -70,7 +70,7 @@ pub(crate) async fn pipelining(target: Target) -> anyhow::Result<Observed> {
 pub(crate) async fn slow_writer(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let mut raw = Raw::connect(target.at(RAW)).await?;
-    let request = format!("GET /slowly HTTP/1.1\r\nHost: {}\r\nX-A: b\r\n\r\n", AUTHORITY);
+    let request = format!("GET /slowly HTTP/1.1\r\nHost: {AUTHORITY}\r\nX-A: b\r\n\r\n");
     for byte in request.as_bytes() {
         raw.send([*byte]).await?;
         tokio::task::yield_now().await;
@@ -106,7 +106,7 @@ pub(crate) async fn expect_continue(target: Target) -> anyhow::Result<Observed> 
 pub(crate) async fn interim(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let mut raw = Raw::connect(target.at(RAW)).await?;
-    raw.send(format!("GET /interim HTTP/1.1\r\nHost: {}\r\n\r\n", AUTHORITY)).await?;
+    raw.send(format!("GET /interim HTTP/1.1\r\nHost: {AUTHORITY}\r\n\r\n")).await?;
     let (mut head, mut body) = raw.read_response().await?;
     // Forwarding a 1xx is optional for a proxy that did not ask for it (RFC 9110, section 15.2), the answer is not.
     if head.starts_with("HTTP/1.1 103") {
@@ -122,7 +122,7 @@ pub(crate) async fn until_close(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     for version in ["1.1", "1.0"] {
         let mut raw = Raw::connect(target.at(RAW)).await?;
-        raw.send(format!("GET /close HTTP/{version}\r\nHost: {}\r\n\r\n", AUTHORITY)).await?;
+        raw.send(format!("GET /close HTTP/{version}\r\nHost: {AUTHORITY}\r\n\r\n")).await?;
         let all = String::from_utf8_lossy(&raw.read_to_end().await?).into_owned();
         let (head, body) = all.split_once("\r\n\r\n").context("a head")?;
         ensure!(body.contains("/close"), "the body is {body:?}");
@@ -135,7 +135,7 @@ pub(crate) async fn until_close(target: Target) -> anyhow::Result<Observed> {
 pub(crate) async fn http10(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let mut raw = Raw::connect(target.at(HTTP)).await?;
-    raw.send(format!("GET /describe HTTP/1.0\r\nHost: {}\r\nX-Old: yes\r\n\r\n", AUTHORITY)).await?;
+    raw.send(format!("GET /describe HTTP/1.0\r\nHost: {AUTHORITY}\r\nX-Old: yes\r\n\r\n")).await?;
     let all = String::from_utf8_lossy(&raw.read_to_end().await?).into_owned();
     let (head, body) = all.split_once("\r\n\r\n").context("a head")?;
     seen.note(head.lines().next().unwrap_or_default().to_owned());
@@ -149,9 +149,8 @@ pub(crate) async fn upgrade(target: Target) -> anyhow::Result<Observed> {
     for protocol in ["websocket", "x-custom/1"] {
         let mut raw = Raw::connect(target.at(HTTP)).await?;
         raw.send(format!(
-            "GET /upgrade HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-            AUTHORITY
+            "GET /upgrade HTTP/1.1\r\nHost: {AUTHORITY}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         ))
         .await?;
         let head = String::from_utf8_lossy(&raw.read_until(b"\r\n\r\n").await?).into_owned();
@@ -173,13 +172,12 @@ pub(crate) async fn upgrade(target: Target) -> anyhow::Result<Observed> {
 pub(crate) async fn upgrade_refused(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let mut raw = Raw::connect(target.at(HTTP)).await?;
-    let head =
-        format!("HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", AUTHORITY);
+    let head = format!("HTTP/1.1\r\nHost: {AUTHORITY}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
     raw.send(format!("GET /status/403 {head}")).await?;
     let (status, _) = raw.read_response().await?;
     note(&mut seen, "refused", status.lines().next().unwrap_or_default());
     // The connection is an HTTP connection still.
-    raw.send(format!("GET /whoami HTTP/1.1\r\nHost: {}\r\n\r\n", AUTHORITY)).await?;
+    raw.send(format!("GET /whoami HTTP/1.1\r\nHost: {AUTHORITY}\r\n\r\n")).await?;
     let (status, body) = raw.read_response().await?;
     note(&mut seen, "next", status.lines().next().unwrap_or_default());
     seen.body("next", &body);
