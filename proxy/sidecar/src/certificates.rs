@@ -96,9 +96,11 @@ async fn renew(ctx: &Context, leaf: &Leaf) -> anyhow::Result<Leaf> {
     }
     match sign(ctx, Auth::Leaf, String::new(), Some(leaf.id())).await {
         // Perhaps the controller no longer believes the leaf (its root left): a token may still convince it.
-        Err(Failure::Refused(status)) if ctx.config.token_file.exists() => by_token(ctx, Some(leaf.id()))
-            .await
-            .with_context(|| format!("the controller refuses a renewal by the certificate in use ({status})")),
+        Err(Failure::Refused(status)) if ctx.config.token_file.exists() => {
+            by_token(ctx, Some(leaf.id())).await.with_context(|| {
+                format!("the controller refuses a renewal by the certificate in use ({status})")
+            })
+        }
         other => Ok(other?),
     }
 }

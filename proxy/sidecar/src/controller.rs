@@ -60,7 +60,8 @@ impl fmt::Display for Attempts {
 /// The identity that the controller must prove.
 pub(crate) fn identity(ctx: &Context) -> SpiffeId {
     let domain = ctx.config.trust_domain.parse().expect("a loaded configuration has a valid trust domain");
-    SpiffeId::controller(&domain, &ctx.config.mesh_namespace).expect("a loaded configuration has a valid namespace")
+    SpiffeId::controller(&domain, &ctx.config.mesh_namespace)
+        .expect("a loaded configuration has a valid namespace")
 }
 
 /// Connects to any of the controller's addresses, in random order.
@@ -132,7 +133,8 @@ async fn addresses_of(ctx: &Context, text: &str) -> Result<Vec<SocketAddr>, Stri
     let resolver = Resolver::builder(MarkedRuntime { mark: ctx.config.mark, handle: TokioHandle::default() })
         .and_then(hickory_resolver::ResolverBuilder::build)
         .map_err(|error| format!("cannot read the resolver's configuration: {error}"))?;
-    let found = resolver.lookup_ip(host).await.map_err(|error| format!("cannot look the name up: {error}"))?;
+    let found =
+        resolver.lookup_ip(host).await.map_err(|error| format!("cannot look the name up: {error}"))?;
     Ok(found.iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 

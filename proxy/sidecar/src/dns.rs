@@ -68,7 +68,8 @@ impl Sockets {
                 Ok(socket) => sockets.udp.push(socket),
                 Err(error) if lacks_ipv6(*ip, &error) && config.bind.dns.len() > 1 => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("cannot listen on {ip}:{port} (ports.dns, UDP)"));
+                    return Err(error)
+                        .with_context(|| format!("cannot listen on {ip}:{port} (ports.dns, UDP)"));
                 }
             }
         }

@@ -193,7 +193,9 @@ mod tests {
         let _work = drain.work(Side::Outbound);
         let start = Instant::now();
         drain.run(&TIMES).await;
-        assert!(start.elapsed() >= Duration::from_secs(25) && start.elapsed() < Duration::from_millis(25_010));
+        assert!(
+            start.elapsed() >= Duration::from_secs(25) && start.elapsed() < Duration::from_millis(25_010)
+        );
     }
 
     #[test]

@@ -125,8 +125,7 @@ pub(crate) fn bind_all(
 
 pub(crate) fn lacks_ipv6(ip: IpAddr, error: &std::io::Error) -> bool {
     const AFNOSUPPORT: i32 = 97;
-    ip.is_ipv6()
-        && (error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(AFNOSUPPORT))
+    ip.is_ipv6() && (error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(AFNOSUPPORT))
 }
 
 /// Starts a worker. `ended` hears its number when it is gone, however it went.
@@ -186,11 +185,8 @@ impl Bound {
         let all = |listeners: Vec<std::net::TcpListener>| -> std::io::Result<Vec<TcpListener>> {
             listeners.into_iter().map(TcpListener::from_std).collect()
         };
-        let mut listeners = Listeners {
-            outbound: all(self.outbound)?,
-            inbound: all(self.inbound)?,
-            ..Listeners::default()
-        };
+        let mut listeners =
+            Listeners { outbound: all(self.outbound)?, inbound: all(self.inbound)?, ..Listeners::default() };
         for (upstream, listener) in self.upstreams {
             listeners.upstreams.push((upstream, TcpListener::from_std(listener)?));
         }

@@ -107,7 +107,8 @@ outbound: Perhaps
         assert!(faults.iter().any(|fault| fault.starts_with(expected)), "{expected} is not in {faults:#?}");
     }
     // Once services as a whole fit, their content is looked at.
-    let faults = load("services: [{ service: a.b.c, port: 1 }, { service: x.y, port: 0 }]", NONE).unwrap_err().0;
+    let faults =
+        load("services: [{ service: a.b.c, port: 1 }, { service: x.y, port: 0 }]", NONE).unwrap_err().0;
     assert_eq!(faults.len(), 2, "{faults:?}");
 }
 

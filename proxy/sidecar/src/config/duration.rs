@@ -32,7 +32,8 @@ impl FromStr for ConfigDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let fault = || format!("{text:?} is no duration: write a number and a unit, as in 250ms, 10s, 5m or 24h");
+        let fault =
+            || format!("{text:?} is no duration: write a number and a unit, as in 250ms, 10s, 5m or 24h");
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
         let unit: u64 = match unit {
@@ -94,7 +95,18 @@ mod tests {
 
     #[test]
     fn other_spellings_are_refused() {
-        for text in ["", "s", "10", "-1s", "1.5s", "1 s", "1d", "10sec", "99999999999999999999s", "18446744073709551615h"] {
+        for text in [
+            "",
+            "s",
+            "10",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1d",
+            "10sec",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
             assert!(text.parse::<ConfigDuration>().is_err(), "{text}");
         }
     }

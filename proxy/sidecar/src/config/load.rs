@@ -44,10 +44,7 @@ pub fn schema() -> Value {
 ///
 /// # Errors
 /// All faults.
-pub fn load(
-    file: &str,
-    environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<Config, Faults> {
+pub fn load(file: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<Config, Faults> {
     let mut faults = Vec::new();
     let mut settings = Vec::new();
     let defaults = serde_json::to_value(Config::default()).expect("the defaults are plain data");
@@ -57,7 +54,9 @@ pub fn load(
     } else if !file.trim().is_empty() {
         match serde_saphyr::from_str::<Value>(file) {
             Ok(Value::Null) => {}
-            Ok(value @ Value::Object(_)) => collect(&mut Vec::new(), value, &defaults, &mut settings, &mut faults),
+            Ok(value @ Value::Object(_)) => {
+                collect(&mut Vec::new(), value, &defaults, &mut settings, &mut faults)
+            }
             Ok(_) => faults.push("the file is no YAML mapping of fields to values".to_owned()),
             Err(error) => faults.push(format!("the file is not valid YAML: {error}")),
         }
@@ -68,8 +67,14 @@ pub fn load(
     for (name, text) in environment {
         let Some(field) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
         // Variables of our prefix that name no field are others': Kubernetes sets some for every service.
-        let Some(path) = paths.iter().find(|path| path.join("_").eq_ignore_ascii_case(field)) else { continue };
-        settings.push(Setting { origin: name, value: environment_value(&text, at(&defaults, path)), path: path.clone() });
+        let Some(path) = paths.iter().find(|path| path.join("_").eq_ignore_ascii_case(field)) else {
+            continue;
+        };
+        settings.push(Setting {
+            origin: name,
+            value: environment_value(&text, at(&defaults, path)),
+            path: path.clone(),
+        });
     }
 
     let mut merged = defaults;
@@ -199,9 +204,13 @@ fn validate(config: &Config, faults: &mut Vec<String>) {
         }
     }
     for (index, claim) in config.services.iter().enumerate() {
-        let namespaced = is_service_name(&claim.service) || is_service_name(&format!("{}.default", claim.service));
+        let namespaced =
+            is_service_name(&claim.service) || is_service_name(&format!("{}.default", claim.service));
         if !namespaced {
-            fault(format!("services[{index}].service: {:?} is not of the form name.namespace", claim.service));
+            fault(format!(
+                "services[{index}].service: {:?} is not of the form name.namespace",
+                claim.service
+            ));
         }
         if claim.port == 0 {
             fault(format!("services[{index}].port: 0 is no port"));

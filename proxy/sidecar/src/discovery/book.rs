@@ -368,8 +368,8 @@ impl Book {
                 Ok(State::Applied)
             }
             Kind::Destination => {
-                let destination = Destination::from_wire(name, decode(name, value)?)
-                    .map_err(|error| error.to_string())?;
+                let destination =
+                    Destination::from_wire(name, decode(name, value)?).map_err(|error| error.to_string())?;
                 if !self.held[&Kind::Service].contains_key(&destination.service) {
                     self.subscribe(Kind::Service, destination.service.clone());
                 }
@@ -459,8 +459,7 @@ impl Book {
             };
             known.insert(key, entry);
         }
-        let answered: Vec<Key> =
-            self.waiters.keys().filter(|key| known.contains_key(key)).cloned().collect();
+        let answered: Vec<Key> = self.waiters.keys().filter(|key| known.contains_key(key)).cloned().collect();
         self.ctx.directory.publish(known.clone());
         for key in answered {
             for waiter in self.waiters.remove(&key).unwrap_or_default() {
@@ -589,7 +588,10 @@ fn checked_service(name: &str, value: &[u8], trust_domain: &str) -> Result<Servi
 
 fn ranges(mesh: &v1::Mesh, trust_domain: &str) -> Result<Ranges, String> {
     if mesh.trust_domain != trust_domain {
-        return Err(format!("mesh: it is for the trust domain {:?}, not {trust_domain:?}", mesh.trust_domain));
+        return Err(format!(
+            "mesh: it is for the trust domain {:?}, not {trust_domain:?}",
+            mesh.trust_domain
+        ));
     }
     let ranges = mesh
         .cidrs

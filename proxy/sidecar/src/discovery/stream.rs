@@ -91,10 +91,12 @@ impl Discovery {
         let own = self.ctx.credentials.leaf().context("there is no certificate")?.id().clone();
         let channel = controller::connect(&self.ctx, Auth::Leaf).await?;
         let (requests, outgoing) = mpsc::channel(OUTGOING);
-        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
-            .max_decoding_message_size(MAX_PUSH_BYTES);
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_PUSH_BYTES);
         for request in self.book().connected(&own) {
-            requests.try_send(request).map_err(|_| anyhow!("more resource types than places in the queue"))?;
+            requests
+                .try_send(request)
+                .map_err(|_| anyhow!("more resource types than places in the queue"))?;
         }
         let opening = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
         let mut pushes = timeout(PATIENCE, opening)

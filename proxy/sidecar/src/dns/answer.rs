@@ -1,9 +1,6 @@
 //! Whose name a question is about, and our own answers. No I/O.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
@@ -69,9 +66,7 @@ pub(super) fn judge(bytes: &[u8], consul: bool, search: &[String]) -> Verdict {
     let query = query.clone();
     let text = query.name().to_ascii().to_ascii_lowercase();
     let host = text.strip_suffix('.').unwrap_or(&text).to_owned();
-    let ours = |host: &str| {
-        under(host, "mesh") || (!consul && under(host, "consul"))
-    };
+    let ours = |host: &str| under(host, "mesh") || (!consul && under(host, "consul"));
     if ours(&host) {
         return Verdict::Mesh(Question { message, query, host });
     }

@@ -34,44 +34,47 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, transport::{Server, server::Connected}};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::Connected},
+};
 
-pub const DOMAIN: &str = "outrigger.local";
-pub const WORKLOAD: &str = "spiffe://outrigger.local/ns/shop/sa/web";
-pub const TOKEN: &str = "join-token-of-the-test";
+pub(crate) const DOMAIN: &str = "outrigger.local";
+pub(crate) const WORKLOAD: &str = "spiffe://outrigger.local/ns/shop/sa/web";
+pub(crate) const TOKEN: &str = "join-token-of-the-test";
 
 /// What survives a restart of the fake, and what tests look at.
-pub struct State {
-    pub leaf_life: Duration,
+pub(crate) struct State {
+    pub(crate) leaf_life: Duration,
     /// The token can be used this many more times.
-    pub token_uses: u32,
-    pub signed_by_token: u32,
-    pub signed_by_leaf: u32,
+    pub(crate) token_uses: u32,
+    pub(crate) signed_by_token: u32,
+    pub(crate) signed_by_leaf: u32,
     /// Sign as many requests wrongly: with another key.
-    pub forge: u32,
-    pub resources: BTreeMap<(&'static str, String), (String, Vec<u8>)>,
+    pub(crate) forge: u32,
+    pub(crate) resources: BTreeMap<(&'static str, String), (String, Vec<u8>)>,
     /// Names that a synced source does not know.
-    pub absent: BTreeSet<String>,
-    pub requests: Vec<DeltaDiscoveryRequest>,
-    pub announcements: Vec<Announcement>,
-    pub accept_claims: bool,
+    pub(crate) absent: BTreeSet<String>,
+    pub(crate) requests: Vec<DeltaDiscoveryRequest>,
+    pub(crate) announcements: Vec<Announcement>,
+    pub(crate) accept_claims: bool,
     streams: Vec<mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>>,
     subscribed: BTreeSet<(String, String)>,
     nonce: u64,
 }
 
 #[derive(Clone)]
-pub struct Fake {
-    pub address: SocketAddr,
-    pub ca: Arc<CertificateAuthority>,
-    pub state: Arc<Mutex<State>>,
+pub(crate) struct Fake {
+    pub(crate) address: SocketAddr,
+    pub(crate) ca: Arc<CertificateAuthority>,
+    pub(crate) state: Arc<Mutex<State>>,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
     identity: &'static str,
 }
 
 impl Fake {
     /// A controller that does not run yet, with an address that will be its own.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let domain: TrustDomain = DOMAIN.parse().unwrap();
         let store = CertificateAuthority::generate_pem(&domain).unwrap();
@@ -106,20 +109,25 @@ impl Fake {
         };
         fake.set(type_url::MESH, MESH_NAME, "1", &mesh);
         fake.set(type_url::TRUST_BUNDLE, TRUST_BUNDLE_NAME, "1", &fake.bundle(1, &[]));
-        fake.set(type_url::INBOUND, WORKLOAD, "1", &v1::Inbound { mode: v1::inbound::Mode::Strict.into(), ..Default::default() });
+        fake.set(
+            type_url::INBOUND,
+            WORKLOAD,
+            "1",
+            &v1::Inbound { mode: v1::inbound::Mode::Strict.into(), ..Default::default() },
+        );
         fake
     }
 
-    pub fn impostor(mut self) -> Self {
+    pub(crate) fn impostor(mut self) -> Self {
         self.identity = "somebody-else";
         self
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
-    pub fn bundle(&self, epoch: u64, more: &[&CertificateAuthority]) -> v1::TrustBundle {
+    pub(crate) fn bundle(&self, epoch: u64, more: &[&CertificateAuthority]) -> v1::TrustBundle {
         let own = self.ca.bundle().roots().iter();
         let others = more.iter().flat_map(|ca| ca.bundle().roots());
         let roots = own.chain(others).map(|root| root.to_vec()).collect();
@@ -127,7 +135,7 @@ impl Fake {
     }
 
     /// A configuration that leads here. The folder holds its files.
-    pub fn config(&self, folder: &std::path::Path) -> Config {
+    pub(crate) fn config(&self, folder: &std::path::Path) -> Config {
         let (token, bundle) = (folder.join("token"), folder.join("bundle.pem"));
         std::fs::write(&token, format!("{TOKEN}\n")).unwrap();
         std::fs::write(&bundle, self.ca.bundle().to_pem()).unwrap();
@@ -139,7 +147,7 @@ impl Fake {
         }
     }
 
-    pub async fn start(&self) {
+    pub(crate) async fn start(&self) {
         let domain: TrustDomain = DOMAIN.parse().unwrap();
         let id = SpiffeId::new(&domain, "outrigger-system", self.identity).unwrap();
         let credentials = Credentials::new(self.ca.bundle().clone());
@@ -172,7 +180,7 @@ impl Fake {
     }
 
     /// Ends as a killed process does: all connections break.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let tasks: Vec<_> = self.tasks.lock().unwrap().drain(..).collect();
         let mut state = self.state();
         for stream in state.streams.drain(..) {
@@ -187,12 +195,12 @@ impl Fake {
     }
 
     /// Sets a resource; who subscribed hears of it.
-    pub fn set(&self, type_url: &'static str, name: &str, version: &str, message: &impl Message) {
+    pub(crate) fn set(&self, type_url: &'static str, name: &str, version: &str, message: &impl Message) {
         self.set_bytes(&[(type_url, name, version, message.encode_to_vec())]);
     }
 
     /// Sets several resources of one type in one push.
-    pub fn set_bytes(&self, resources: &[(&'static str, &str, &str, Vec<u8>)]) {
+    pub(crate) fn set_bytes(&self, resources: &[(&'static str, &str, &str, Vec<u8>)]) {
         let mut state = self.state();
         let mut names = Vec::new();
         for (type_url, name, version, bytes) in resources {
@@ -202,7 +210,7 @@ impl Fake {
         state.push(resources[0].0, &names);
     }
 
-    pub fn remove(&self, type_url: &'static str, name: &str) {
+    pub(crate) fn remove(&self, type_url: &'static str, name: &str) {
         let mut state = self.state();
         state.resources.remove(&(type_url, name.to_owned()));
         state.absent.insert(name.to_owned());
@@ -210,7 +218,7 @@ impl Fake {
     }
 
     /// An address that leads to a service with one endpoint.
-    pub fn add_service(&self, address: &str, name: &str, version: &str, endpoint: &str) {
+    pub(crate) fn add_service(&self, address: &str, name: &str, version: &str, endpoint: &str) {
         let (service, namespace) = name.split_once('.').unwrap();
         let destination = v1::Destination {
             service: name.to_owned(),
@@ -218,18 +226,23 @@ impl Fake {
             virtual_addresses: vec!["253.0.0.9".to_owned(), "fd00:240::9".to_owned()],
             ..Default::default()
         };
-        self.set(type_url::SERVICE, name, version, &v1::Service {
-            name: service.to_owned(),
-            namespace: namespace.to_owned(),
-            source: "test".to_owned(),
-            ports: vec![v1::service::Port { port: 80, ..Default::default() }],
-            endpoints: vec![endpoint_at(endpoint)],
-        });
+        self.set(
+            type_url::SERVICE,
+            name,
+            version,
+            &v1::Service {
+                name: service.to_owned(),
+                namespace: namespace.to_owned(),
+                source: "test".to_owned(),
+                ports: vec![v1::service::Port { port: 80, ..Default::default() }],
+                endpoints: vec![endpoint_at(endpoint)],
+            },
+        );
         self.set(type_url::DESTINATION, address, version, &destination);
     }
 }
 
-pub fn endpoint_at(address: &str) -> v1::Endpoint {
+pub(crate) fn endpoint_at(address: &str) -> v1::Endpoint {
     v1::Endpoint {
         id: "node/one".to_owned(),
         address: address.to_owned(),
@@ -241,8 +254,10 @@ pub fn endpoint_at(address: &str) -> v1::Endpoint {
 
 impl State {
     fn push(&mut self, type_url: &str, names: &[String]) {
-        let wanted: Vec<&String> =
-            names.iter().filter(|name| self.subscribed.contains(&(type_url.to_owned(), (*name).clone()))).collect();
+        let wanted: Vec<&String> = names
+            .iter()
+            .filter(|name| self.subscribed.contains(&(type_url.to_owned(), (*name).clone())))
+            .collect();
         let mut response = DeltaDiscoveryResponse { type_url: type_url.to_owned(), ..Default::default() };
         for name in wanted {
             let held = self.resources.iter().find(|((url, held), _)| *url == type_url && held == name);
@@ -377,13 +392,21 @@ impl Connected for Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
@@ -397,7 +420,7 @@ impl AsyncWrite for Io {
 }
 
 /// Waits for a condition; fails after ten seconds.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "in ten seconds not: {what}");
