@@ -248,7 +248,7 @@ impl Consul {
         let mut config = json!({
             "node_name": format!("consul{}", number + 1),
             "bind_addr": host.v4().to_string(),
-            "log_level": "warn",
+            "log_level": "error",
             "ui_config": { "enabled": false },
             "disable_update_check": true,
             "disable_host_node_id": true,

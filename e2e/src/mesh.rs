@@ -183,7 +183,8 @@ impl Mesh {
         services: &[&str],
         more: &[&str],
     ) -> anyhow::Result<String> {
-        let mut arguments = vec!["token", "create", "--service-account", service_account];
+        let identity = identity(service_account);
+        let mut arguments = vec!["token", "create", "--identity", &identity];
         for service in services {
             arguments.extend(["--service", service]);
         }
@@ -207,6 +208,11 @@ impl Mesh {
             config: json!({}),
         }
     }
+}
+
+/// The identity of a service account in the namespace `default`.
+pub fn identity(service_account: &str) -> String {
+    format!("spiffe://outrigger.local/ns/default/sa/{service_account}")
 }
 
 /// The controller's data.
@@ -330,8 +336,8 @@ impl Plan<'_> {
             token.clone()
         } else {
             let services: Vec<_> = self.services.iter().map(|(service, _)| service.as_str()).collect();
-            let cidr = format!("{}/128", host.v6());
-            let more = ["--reusable", "--cidr", &cidr];
+            let (cidr4, cidr6) = (format!("{}/32", host.v4()), format!("{}/128", host.v6()));
+            let more = ["--uses", "reusable", "--cidr", &cidr4, "--cidr", &cidr6];
             self.mesh.token(&self.account, &services, &more).await.context("creating a join token")?
         };
         std::fs::write(folder.join("token"), token).context("writing the token")?;
@@ -394,7 +400,10 @@ impl Workload {
     /// Starts `e2e-app` with these arguments.
     pub async fn start_app(&mut self, arguments: &[String]) -> anyhow::Result<()> {
         let mut command = Command::new(sandbox::get().binary("e2e-app")?);
-        command.args(arguments).arg("--name").arg(self.host.name());
+        command.args(arguments);
+        if !arguments.iter().any(|argument| argument == "--name") {
+            command.arg("--name").arg(self.host.name());
+        }
         self.app = Some(self.host.spawn("app", command).await?);
         let ports: Vec<u16> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
         for port in ports.into_iter().filter(|port| *port >= 1024) {

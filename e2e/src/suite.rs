@@ -4,7 +4,7 @@
 
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,8 +17,10 @@ use crate::wait::within;
 
 /// No case may take longer, whatever hangs.
 const CASE_LIMIT: Duration = Duration::from_secs(150);
-/// Lines of each log that are shown after a failure; the whole is in the log folder.
+/// Lines of each log that are shown after a suite's first failure; everything is in the log folder.
 const SHOWN_LINES: usize = 25;
+
+static SHOW_LOGS: Once = Once::new();
 
 type Run<W> = Box<dyn FnOnce(Arc<W>) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>> + Send>;
 
@@ -79,7 +81,7 @@ where
                 (case.run)(world).await
             }));
             outcome.map_err(|error| {
-                show_logs();
+                SHOW_LOGS.call_once(show_logs);
                 Failed::from(format!("{error:#}"))
             })
         })

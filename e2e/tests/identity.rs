@@ -127,7 +127,7 @@ async fn only_orders_answers(world: &World) -> anyhow::Result<()> {
 }
 
 async fn unnamed_service(world: Arc<World>) -> anyhow::Result<()> {
-    let token = world.mesh.token("mallory", &["mallory"], &["--reusable"]).await?;
+    let token = world.mesh.token("mallory", &["mallory"], &["--uses", "reusable"]).await?;
     // Consul believes it; the token does not say so.
     let plan = world.mesh.workload("mallory").token(&token).serves("orders", HTTP).app(["--http", "8080"]);
     let mallory = plan.start_unready().await?;
@@ -156,7 +156,7 @@ async fn unnamed_service(world: Arc<World>) -> anyhow::Result<()> {
 }
 
 async fn foreign_address(world: Arc<World>) -> anyhow::Result<()> {
-    let token = world.mesh.token("eve", &["orders"], &["--reusable"]).await?;
+    let token = world.mesh.token("eve", &["orders"], &["--uses", "reusable"]).await?;
     let claim = json!([{ "service": "orders", "port": HTTP, "address": world.orders.host.v4().to_string() }]);
     let eve = world.mesh.workload("eve").token(&token).set("services", claim).start_unready().await?;
     eve.wait_ready().await?;
@@ -185,7 +185,7 @@ async fn wrong_workload(world: Arc<World>) -> anyhow::Result<()> {
     let mut ledger = victim(&world, "ledger").await?;
     // Another workload's sidecar takes its place, with a certificate of this very mesh.
     ledger.sidecar = None;
-    let token = world.mesh.token("mallory", &["mallory"], &["--reusable"]).await?;
+    let token = world.mesh.token("mallory", &["mallory"], &["--uses", "reusable"]).await?;
     std::fs::write(ledger.folder.join("token"), token).context("exchanging the token")?;
     ledger.start_sidecar().await?;
     ledger.wait_ready().await?;
@@ -247,7 +247,7 @@ async fn one_time_token(world: Arc<World>) -> anyhow::Result<()> {
 }
 
 async fn revoked_token(world: Arc<World>) -> anyhow::Result<()> {
-    let token = world.mesh.token("revoked", &[], &["--reusable"]).await?;
+    let token = world.mesh.token("revoked", &[], &["--uses", "reusable"]).await?;
     let tokens: Vec<Value> = serde_json::from_str(&world.mesh.cli(&["token", "list", "-o", "json"]).await?)?;
     let entry =
         tokens.iter().find(|entry| entry["identity"].as_str().is_some_and(|id| id.ends_with("/sa/revoked")));
@@ -258,14 +258,14 @@ async fn revoked_token(world: Arc<World>) -> anyhow::Result<()> {
 }
 
 async fn expired_token(world: Arc<World>) -> anyhow::Result<()> {
-    let token = world.mesh.token("expired", &[], &["--reusable", "--ttl-seconds", "1"]).await?;
+    let token = world.mesh.token("expired", &[], &["--uses", "reusable", "--ttl-seconds", "1"]).await?;
     // What is waited for is the clock itself.
     tokio::time::sleep(Duration::from_millis(2100)).await;
     expect_useless(&world, "expired", &token).await
 }
 
 async fn forged_token(world: Arc<World>) -> anyhow::Result<()> {
-    let real = world.mesh.token("forged", &[], &["--reusable"]).await?;
+    let real = world.mesh.token("forged", &[], &["--uses", "reusable"]).await?;
     let flipped: String = real
         .chars()
         .rev()
@@ -277,9 +277,8 @@ async fn forged_token(world: Arc<World>) -> anyhow::Result<()> {
 }
 
 async fn controller_identity(world: Arc<World>) -> anyhow::Result<()> {
-    let account =
-        ["token", "create", "--namespace", "outrigger-system", "--service-account", "outrigger-controller"];
-    let result = world.mesh.cli(&account).await;
+    let controller = "spiffe://outrigger.local/ns/outrigger-system/sa/outrigger-controller";
+    let result = world.mesh.cli(&["token", "create", "--identity", controller]).await;
     ensure!(result.is_err(), "a token for the controller's identity was made");
     Ok(())
 }

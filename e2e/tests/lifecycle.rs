@@ -125,7 +125,7 @@ async fn before_the_controller(_: Arc<()>) -> anyhow::Result<()> {
     let mesh = Mesh::start(Setup::default()).await?;
     let orders = mesh.workload("orders").serves("orders", HTTP).app(["--http", "8080"]).start().await?;
     // Token and root are handed out, then the controller goes.
-    let token = mesh.token("web", &[], &["--reusable"]).await?;
+    let token = mesh.token("web", &[], &["--uses", "reusable"]).await?;
     mesh.kill_controller().await;
     let web = mesh.workload("web").token(&token).start_unready().await?;
     wait_until(LIMIT, "the sidecar to live", || async { web.admin("/live").await?.expect(200) }).await?;

@@ -49,6 +49,7 @@ struct World {
     mesh: Mesh,
     web: Workload,
     orders: Workload,
+    orders6: Workload,
     outsider: Workload,
     plain: Workload,
 }
@@ -59,11 +60,12 @@ impl World {
         let app = ["--http", "8080", "--echo", "9000"];
         let orders = mesh.workload("orders").serves("orders", HTTP).serves("orders-echo", ECHO).app(app);
         let orders = orders.start().await?;
+        let orders6 = mesh.workload("orders6").serves("orders6", HTTP).at_ipv6().app(app).start().await?;
         let web = mesh.workload("web").start().await?;
         let outsider = mesh.workload("outsider").bare().start().await?;
         let plain = mesh.workload("plain").bare().app(app).start().await?;
         web.wait_for_service("orders.service.consul", HTTP, Duration::from_secs(20)).await?;
-        Ok(Self { mesh, web, orders, outsider, plain })
+        Ok(Self { mesh, web, orders, orders6, outsider, plain })
     }
 }
 
@@ -79,7 +81,7 @@ async fn nothing_in_the_clear(world: Arc<World>) -> anyhow::Result<()> {
     let capture = Capture::start(&world.mesh.network).await?;
     let address = world.web.look_up("orders.service.consul", HTTP).await?;
     let echo = world.web.look_up("orders-echo.service.consul", ECHO).await?;
-    let over_ipv6 = world.orders.host.at6(HTTP);
+    let over_ipv6 = world.orders6.host.at6(HTTP);
     world
         .web
         .host
@@ -105,7 +107,7 @@ async fn nothing_in_the_clear(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(!captured.contains(SECRET.as_bytes()), "the payload went over the wire in the clear");
 
     // Connections from before the capture have no beginning here; new destinations opened new ones.
-    let orders: [std::net::IpAddr; 2] = [world.orders.host.v4().into(), world.orders.host.v6().into()];
+    let orders: [std::net::IpAddr; 2] = [world.orders.host.v4().into(), world.orders6.host.v6().into()];
     let mut hellos = 0;
     for flow in captured.flows() {
         let towards = orders.contains(&flow.to.ip()) && [HTTP, ECHO].contains(&flow.to.port());

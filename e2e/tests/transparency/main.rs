@@ -15,7 +15,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::HeaderMap;
+use ::http::{HeaderMap, HeaderName};
 use anyhow::{Context as _, ensure};
 use outrigger_e2e::mesh::{Mesh, Setup, Workload};
 use outrigger_e2e::network::Host;
@@ -44,7 +44,9 @@ const SERVICES: [(u16, &str); 7] = [
     (RESET, "orders-reset"),
     (GRPC, "orders-grpc"),
 ];
-const APP: [&str; 12] = [
+const APP: [&str; 14] = [
+    "--name",
+    "orders",
     "--http",
     "8080",
     "--raw",
@@ -122,7 +124,7 @@ struct World {
     direct6: Target,
     meshed6: Target,
     web: Workload,
-    _others: (Workload, Workload, Workload, Process, Process, Mesh),
+    _others: (Workload, Workload, Workload, Workload, Process, Process, Mesh),
 }
 
 /// Where a case's client runs and where its server is.
@@ -155,6 +157,8 @@ impl World {
             orders = orders.serves(service, port);
         }
         let orders = orders.start().await?;
+        let orders6 = mesh.workload("orders6").at_ipv6().app(APP);
+        let orders6 = orders6.serves("orders6", HTTP).serves("orders6-echo", ECHO).start().await?;
         let orders_grpc = grpc_server(orders.host.clone()).await?;
         let web = mesh.workload("web").start().await?;
         web.wait_for_service("orders.service.consul", HTTP, Duration::from_secs(20)).await?;
@@ -173,9 +177,9 @@ impl World {
             direct: target(&plain_client.host, &|port| plain.host.at(port)),
             meshed: target(&web.host, &|port| meshed[&port]),
             direct6: target(&plain_client.host, &|port| plain.host.at6(port)),
-            meshed6: target(&web.host, &|port| orders.host.at6(port)),
+            meshed6: target(&web.host, &|port| orders6.host.at6(port)),
             web,
-            _others: (plain, plain_client, orders, plain_grpc, orders_grpc, mesh),
+            _others: (plain, plain_client, orders, orders6, plain_grpc, orders_grpc, mesh),
         })
     }
 }
@@ -233,9 +237,12 @@ impl Observed {
         self.0.push(line);
     }
 
-    /// All fields, sorted by name, values of one name in order. `date` is the clock's.
+    /// All fields, sorted by name, values of one name in order; the order of fields has a case of its own. `date` is
+    /// the clock's, and the length of a description says only that it names the caller.
     pub(crate) fn headers(&mut self, what: &str, fields: &HeaderMap) {
-        let mut names: Vec<_> = fields.keys().filter(|name| *name != "date").collect();
+        let describes = fields.get("content-type").is_some_and(|kind| kind == "application/json");
+        let different = |name: &HeaderName| name == "date" || (describes && name == "content-length");
+        let mut names: Vec<_> = fields.keys().filter(|name| !different(name)).collect();
         names.sort_by_key(|name| name.as_str());
         for name in names {
             let values: Vec<_> = fields
@@ -255,6 +262,7 @@ impl Observed {
         {
             // Who called: what the mesh is for.
             fields.retain(|field| field[0] != "outrigger-client-id");
+            fields.sort_by_key(|field| field[0].as_str().map(str::to_owned));
             return self.note(format!("{what}: {description}"));
         }
         if body.len() <= 200 {
