@@ -180,8 +180,12 @@ impl FakeConsul {
             };
             let _ = tokio::time::timeout(Duration::from_millis(wait), moved).await;
         }
-        let world = &mut *self.world();
         let stale = parameter("stale").is_some();
+        if !stale && self.world().leaderless {
+            // Consul hopes for a leader meanwhile, and looks rarely.
+            tokio::time::sleep(Duration::from_secs(7)).await;
+        }
+        let world = &mut *self.world();
         if world.leaderless && !stale {
             return Script::new("No cluster leader").response(500);
         }

@@ -38,6 +38,9 @@ const WAIT: Duration = Duration::from_secs(55);
 const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 /// Beyond `wait` and Consul's own jitter (a sixteenth): network, queues, and the body.
 const SLACK: Duration = Duration::from_secs(10);
+/// For the leader's view where the server just said that it knows no leader. Consul would hold the query for 7 s, and
+/// look for a new leader at growing intervals: asking again sees it sooner.
+const LEADERLESS_SLACK: Duration = Duration::from_secs(1);
 /// An answer from a server that has not heard from the leader for longer is asked for again.
 const MAX_STALENESS_MS: u64 = 10_000;
 /// An empty answer after a non-empty one must hold this long.
@@ -326,12 +329,13 @@ where
     /// One query; where a stale answer cannot be trusted, a second one for the leader's view.
     async fn ask(&self, index: u64) -> Result<Graded, Error> {
         let view = if self.empty_since.is_some() { View::Leader } else { View::Stale };
-        let raw = self.exchange(view, index).await?;
+        let raw = self.exchange(view, index, SLACK).await?;
         let streamed = raw.header("x-consul-query-backend") == Some("streaming");
         if streamed || is_fresh(&raw) {
             return Ok(Graded { missing: filtered(&raw), raw, streamed });
         }
-        match self.exchange(View::Leader, 0).await {
+        let slack = if knows_leader(&raw) { SLACK } else { LEADERLESS_SLACK };
+        match self.exchange(View::Leader, 0, slack).await {
             Ok(raw) => Ok(Graded { missing: filtered(&raw), raw, streamed: false }),
             Err(error) => {
                 debug!(path = self.target.path, %error, "no leader's view: a stale answer can add, not remove");
@@ -345,12 +349,12 @@ where
         self.states.borrow().value.iter().flat_map(|last| last.keys()).any(|key| !value.contains_key(key))
     }
 
-    async fn exchange(&self, view: View, index: u64) -> Result<Answer, Error> {
+    async fn exchange(&self, view: View, index: u64, slack: Duration) -> Result<Answer, Error> {
         let mut query = self.target.query.clone();
         if view == View::Stale {
             query.flag("stale");
         }
-        let mut deadline = SLACK;
+        let mut deadline = slack;
         if index > 0 {
             query.add("index", &index.to_string());
             query.add("wait", &format!("{}ms", self.wait.as_millis()));
@@ -491,7 +495,11 @@ fn filtered(answer: &Answer) -> Option<Reason> {
 /// The answering server knows a leader and heard from it lately. Servers that say nothing are believed.
 fn is_fresh(answer: &Answer) -> bool {
     let staleness = answer.header("x-consul-lastcontact").and_then(|text| text.parse::<u64>().ok());
-    answer.header("x-consul-knownleader") != Some("false") && staleness.unwrap_or(0) <= MAX_STALENESS_MS
+    knows_leader(answer) && staleness.unwrap_or(0) <= MAX_STALENESS_MS
+}
+
+fn knows_leader(answer: &Answer) -> bool {
+    answer.header("x-consul-knownleader") != Some("false")
 }
 
 fn reason(error: &Error) -> Reason {

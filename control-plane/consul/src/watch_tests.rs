@@ -289,7 +289,7 @@ async fn a_server_without_a_leader_can_add_but_not_remove() {
     tokio::time::sleep(Duration::from_mins(1)).await;
     assert_eq!(ids(&states), ["a", "b", "c"]);
     fake.world().leaderless = false;
-    within(2, states.wait_for(|state| state.status.is_synced())).await.unwrap();
+    within(3, states.wait_for(|state| state.status.is_synced())).await.unwrap();
     assert_eq!(ids(&states), ["c"]);
 }
 
