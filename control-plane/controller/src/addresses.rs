@@ -1,7 +1,7 @@
 //! Virtual addresses: what the proxies' DNS answers for `<service>.<namespace>.mesh`.
 //!
 //! Each service that was ever asked for by name has one offset, which gives it an IPv4 address in 253.0.0.0/8 (reserved
-//! by RFC 1112, so that nobody has it) and an IPv6 address in fd00:240::/32. The offset starts from a hash of the name
+//! by RFC 1112, so that nobody has it) and an IPv6 address in `fd00:240::/32`. The offset starts from a hash of the name
 //! and probes upwards: even a controller that lost its store mostly gives the same answers again. A service that is
 //! gone keeps its address for 24 h, because applications hold on to DNS answers and a connection to the old address
 //! must never reach another service; if it comes back in time it has its old address.

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::mesh::Mesh;
 use crate::push::Proxies;
-use crate::sources::Sync;
+use crate::sources::{ServiceKey, Sync};
 use crate::tokens::{NewToken, NewTokenError, Tokens, hex};
 
 /// Bytes of a request's body.
@@ -218,7 +218,7 @@ async fn sources(State(api): State<Arc<Api>>) -> Response {
     let shared: Vec<Value> = shared
         .iter()
         .map(|(address, services)| {
-            let services: Vec<&str> = services.iter().map(|service| service.as_str()).collect();
+            let services: Vec<&str> = services.iter().map(ServiceKey::as_str).collect();
             json!({ "address": address.to_string(), "services": services })
         })
         .collect();

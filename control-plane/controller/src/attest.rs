@@ -82,7 +82,6 @@ impl Attestor for JoinTokens {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a `map_err` function")]
 fn refused(reason: TokenRefused) -> AttestError {
     AttestError::Refused(reason.to_string())
 }

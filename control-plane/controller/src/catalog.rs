@@ -14,7 +14,7 @@ use crate::addresses;
 use crate::sources::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync};
 
 /// The suffix of the mesh's own names.
-const MESH_SUFFIX: &str = ".mesh";
+pub const MESH_SUFFIX: &str = ".mesh";
 
 /// A thing that a resource depends on; a change of it makes the resources of its watchers stale.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -349,3 +349,6 @@ fn merge(key: &ServiceKey, parts: &[(Arc<str>, Arc<SourceService>)]) -> Option<S
     };
     Some(Service { sources: sources.join(","), spec: Arc::new(spec) })
 }
+
+#[cfg(test)]
+mod tests;

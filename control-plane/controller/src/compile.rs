@@ -165,3 +165,6 @@ fn endpoint(instance: &Instance, claim: Option<&Claim>) -> v1::Endpoint {
         locality,
     }
 }
+
+#[cfg(test)]
+mod tests;

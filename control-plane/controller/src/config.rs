@@ -61,6 +61,8 @@ pub struct Config {
     pub ca: Ca,
     /// Services from a directory.
     pub file: sources::file::Config,
+    /// Services from Consul.
+    pub consul: sources::consul::Config,
 }
 
 impl Default for Config {
@@ -84,6 +86,7 @@ impl Default for Config {
             max_subscriptions: 65_536,
             ca: Ca::default(),
             file: sources::file::Config::default(),
+            consul: sources::consul::Config::default(),
         }
     }
 }
@@ -178,7 +181,9 @@ impl std::str::FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
-        match [(3_600_000, "h"), (60_000, "m"), (1000, "s")].into_iter().find(|(unit, _)| millis % unit == 0)
+        match [(3_600_000, "h"), (60_000, "m"), (1000, "s")]
+            .into_iter()
+            .find(|(unit, _)| millis.is_multiple_of(*unit))
         {
             Some((unit, name)) if millis > 0 => write!(f, "{}{name}", millis / unit),
             _ => write!(f, "{millis}ms"),

@@ -72,7 +72,7 @@ impl Controller {
             .context("cannot issue the controller's own certificate")?;
 
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
-        let sources = start_sources(config, &stop);
+        let sources = start_sources(config, &stop)?;
         if sources.is_empty() {
             tracing::warn!("no source is configured: the catalog stays empty");
         }
@@ -162,8 +162,15 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn start_sources(config: &Config, stop: &CancellationToken) -> Vec<Source> {
-    sources::file::spawn(&config.file, stop.clone()).into_iter().collect()
+fn start_sources(config: &Config, stop: &CancellationToken) -> anyhow::Result<Vec<Source>> {
+    let mut started = Vec::new();
+    if !config.consul.addresses.is_empty() {
+        let mut consul = config.consul.clone();
+        consul.allow_local_addresses = config.allow_loopback_endpoints;
+        started.push(sources::consul::spawn(consul, stop.clone())?);
+    }
+    started.extend(sources::file::spawn(&config.file, stop.clone()));
+    Ok(started)
 }
 
 fn open_ca(config: &Config) -> anyhow::Result<CertificateAuthority> {

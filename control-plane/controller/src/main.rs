@@ -1,7 +1,7 @@
 //! The controller binary: reads the configuration, starts the controller, stops at a signal.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,7 +35,8 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.print_schema {
-        println!("{:#}", Config::schema());
+        // A reader that has seen enough (`| head`) is no failure.
+        let _ = writeln!(std::io::stdout(), "{:#}", Config::schema());
         return ExitCode::SUCCESS;
     }
     let config = match load(arguments.config) {

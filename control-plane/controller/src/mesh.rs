@@ -13,7 +13,7 @@ use outrigger_api::{MESH_NAME, TRUST_BUNDLE_NAME, v1};
 use outrigger_certs::{SpiffeId, TrustBundle};
 
 use crate::addresses::{Addresses, VIRTUAL_RANGES};
-use crate::catalog::{Catalog, Changed, Key, Service, SourceView};
+use crate::catalog::{Catalog, Changed, Key, MESH_SUFFIX, Service, SourceView};
 use crate::claims::{Claim, Claims, MAX_CLAIMS, StreamId};
 use crate::compile::{self, Compiled, Kind};
 use crate::metrics::Metrics;
@@ -193,6 +193,7 @@ impl Mesh {
                         if changed {
                             state.compiled.remove(&service);
                             keys.insert(Key::Service(service.clone()));
+                            keys.insert(Key::Ip(at.ip()));
                         }
                         let status = state.accepted(claim, &service, at);
                         keep.insert((service, at));
@@ -335,6 +336,7 @@ impl State {
     fn settle(&mut self, changed: &mut Changed, now: SystemTime, store: &Store) {
         for service in &changed.services {
             self.compiled.remove(service);
+            changed.keys.extend(self.addresses.of(service).into_iter().flatten().map(Key::Ip));
         }
         if !self.catalog.synced() {
             return;
@@ -422,7 +424,7 @@ impl State {
             tracing::error!(service = %key, "no virtual address left");
         }
         // The mesh's own name leads to the mesh's own address, Consul's names to the address that Consul gave.
-        let own = name.len() == key.as_str().len() + ".mesh".len() && name.ends_with(".mesh");
+        let own = name.strip_suffix(MESH_SUFFIX) == Some(key.as_str());
         let mut addresses = if own { Vec::new() } else { service.spec.virtual_addresses.clone() };
         if addresses.is_empty() {
             addresses.extend(allocated.into_iter().flatten());

@@ -33,8 +33,8 @@ use crate::sign::Sign;
 
 /// Time for the TCP and TLS handshake together.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at once: the most expensive thing that a stranger can ask for.
-const HANDSHAKES: usize = 256;
+/// Handshakes at once: a few tens of KiB each, and enough that idle ones do not keep workloads out.
+const HANDSHAKES: usize = 1024;
 /// A caller without a certificate is sent away after this long.
 const STRANGER_LIFE: Duration = Duration::from_mins(1);
 /// After its leaf has expired a connection has this long to hear so from its streams.

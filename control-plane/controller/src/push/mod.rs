@@ -115,7 +115,7 @@ impl Stream {
                 () = tokio::time::sleep_until(changes_from), if changed => {
                     changed = false;
                     changes_from = Instant::now() + CHANGE_INTERVAL;
-                    self.proxy.session().touch(watcher.take());
+                    self.proxy.session().touch(&watcher.take());
                 }
                 () = self.responses.closed() => break None,
                 () = stop.cancelled() => break Some(Status::unavailable("the controller is stopping; reconnect")),

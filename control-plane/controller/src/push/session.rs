@@ -194,7 +194,7 @@ impl Session {
     }
 
     /// Something changed: what depends on it must be looked at again.
-    pub(crate) fn touch(&mut self, dirty: Dirty) {
+    pub(crate) fn touch(&mut self, dirty: &Dirty) {
         if dirty.all {
             for state in self.types.values_mut() {
                 state.pending = state.names.keys().cloned().collect();
@@ -314,3 +314,6 @@ fn key_of(kind: Kind, name: &Arc<str>, connection: u64) -> Key {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

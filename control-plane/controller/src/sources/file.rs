@@ -72,6 +72,7 @@ enum DocumentKind {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the names are those of the file")]
 struct Port {
     /// What clients dial.
     port: u16,
@@ -190,7 +191,8 @@ async fn watch_directory(
 struct Directory {
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    listed: bool,
+    /// Every file was read well, at least once since the start.
+    complete: bool,
     unlisted: Option<(SystemTime, String)>,
 }
 
@@ -212,7 +214,7 @@ struct Stamp {
 
 impl Directory {
     fn new(path: PathBuf) -> Self {
-        Self { path, files: BTreeMap::new(), listed: false, unlisted: None }
+        Self { path, files: BTreeMap::new(), complete: false, unlisted: None }
     }
 
     /// Looks once. `true`: look again soon, a file is being written.
@@ -229,7 +231,6 @@ impl Directory {
                 return false;
             }
         };
-        self.listed = true;
         self.unlisted = None;
         self.files.retain(|path, _| paths.binary_search(path).is_ok());
         let mut again = false;
@@ -247,6 +248,9 @@ impl Directory {
                 );
             }
         }
+        // At the start a file that cannot be read may hold anything, among it what proxies use right now: until it was
+        // read once, nothing is said not to exist. A broken file that comes later never was part of the picture.
+        self.complete |= self.files.values().all(|file| file.services.is_some());
         again
     }
 
@@ -267,12 +271,10 @@ impl Directory {
             }
         }
         faults.truncate(MAX_FAULTS);
-        // A file that was never read may hold anything: until it was, nothing can be said not to exist.
-        let complete = self.listed && self.files.values().all(|file| file.services.is_some());
         let sync = match &self.unlisted {
-            Some((since, reason)) if self.listed => Sync::Degraded { since: *since, reason: reason.clone() },
-            None if complete => Sync::Synced,
-            _ => Sync::Never,
+            _ if !self.complete => Sync::Never,
+            Some((since, reason)) => Sync::Degraded { since: *since, reason: reason.clone() },
+            None => Sync::Synced,
         };
         Snapshot { services, sync, faults }
     }
@@ -481,3 +483,6 @@ impl From<HealthName> for Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

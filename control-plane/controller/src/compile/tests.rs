@@ -1,0 +1,87 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::catalog::Catalog;
+use crate::claims::Claims;
+use crate::sources::{Instance, ServiceKey, ServicePort, Snapshot, SourceService, Sync};
+
+fn service_of(instances: Vec<Instance>) -> (Catalog, ServiceKey) {
+    let key = ServiceKey::parse("orders.shop").unwrap();
+    let ports = (1..20).map(|port| ServicePort { port, name: String::new(), protocol: v1::Protocol::Http1 });
+    let spec = SourceService {
+        key: key.clone(),
+        ports: ports.collect(),
+        protocol: v1::Protocol::Unspecified,
+        virtual_addresses: Vec::new(),
+        names: Vec::new(),
+        instances,
+    };
+    let snapshot =
+        Snapshot { services: [(key.clone(), Arc::new(spec))].into(), sync: Sync::Synced, faults: Vec::new() };
+    let mut catalog = Catalog::new([Arc::from("test")], false);
+    catalog.apply(0, Arc::new(snapshot));
+    (catalog, key)
+}
+
+fn instance(ports: std::collections::BTreeMap<u16, u16>) -> Instance {
+    Instance {
+        id: "a".into(),
+        address: "10.0.0.1".parse().unwrap(),
+        ports,
+        weight: 0,
+        health: v1::Health::Healthy,
+        identity: None,
+        region: String::new(),
+        zone: String::new(),
+    }
+}
+
+#[test]
+fn a_version_depends_on_the_content_alone() {
+    let many = instance((1..20).map(|port| (port, port + 100)).collect());
+    let (catalog, key) = service_of(vec![many.clone(), Instance { id: "b".into(), ..many.clone() }]);
+    let service = catalog.service(&key).unwrap();
+    // Maps iterate in another order each time they are made.
+    let versions: HashSet<_> = (0..50).map(|_| super::service(message(service, |_| None)).version).collect();
+    assert_eq!(versions.len(), 1);
+
+    let mut other = many.clone();
+    other.ports.insert(3, 999);
+    let (changed, _) = service_of(vec![many.clone(), Instance { id: "b".into(), ..other.clone() }]);
+    let (swapped, _) =
+        service_of(vec![Instance { id: "a".into(), ..other }, Instance { id: "b".into(), ..many }]);
+    let all: HashSet<_> = [&catalog, &changed, &swapped]
+        .map(|catalog| super::service(message(catalog.service(&key).unwrap(), |_| None)).version)
+        .into();
+    assert_eq!(all.len(), 3, "ports count, and whose they are");
+}
+
+#[test]
+fn a_claim_gives_an_identity_only_where_the_source_gives_none() {
+    let (catalog, key) = service_of(vec![
+        instance([(0, 80)].into()),
+        Instance {
+            id: "b".into(),
+            identity: Some("spiffe://t/ns/a/sa/b".into()),
+            ..instance([(0, 81)].into())
+        },
+    ]);
+    let mut claims = Claims::default();
+    let now = std::time::SystemTime::now();
+    let claimant = "spiffe://t/ns/a/sa/claimant".parse().unwrap();
+    for at in ["10.0.0.1:80", "10.0.0.1:81"] {
+        claims.accept(1, &claimant, (&key, at.parse().unwrap()), true, now, &mut Vec::new()).unwrap();
+    }
+    let message = message(catalog.service(&key).unwrap(), |instance| {
+        claims.get(&key, (instance.address, instance.ports[&0]).into())
+    });
+    let seen: Vec<_> =
+        message.endpoints.iter().map(|e| (e.identity.as_str(), e.health(), e.weight)).collect();
+    assert_eq!(
+        seen,
+        [
+            ("spiffe://t/ns/a/sa/claimant", v1::Health::Draining, 1),
+            ("spiffe://t/ns/a/sa/b", v1::Health::Healthy, 1)
+        ]
+    );
+}

@@ -1,0 +1,12 @@
+//! The whole controller over its real ports.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "what fails here fails a test"
+)]
+
+mod claims;
+mod discovery;
+mod harness;
+mod signing;
