@@ -37,7 +37,7 @@ use super::{
     balance::Route,
     body::{Body, BodyError},
     inbound,
-    pool::{self, CONNECTION_WINDOW, FRAME_BYTES, SEND_BUFFER, STREAM_WINDOW},
+    pool::{CONNECTION_WINDOW, FRAME_BYTES, SEND_BUFFER, STREAM_WINDOW},
     reasons::{Refusal, is_grpc},
     request,
     stream::Stream,
@@ -117,10 +117,10 @@ pub(crate) enum Version {
     Http2,
 }
 
-/// When a mutual TLS connection has to move to new credentials: before `not_after`, or when `epoch` has passed.
+/// When a mutual TLS connection has to move to new credentials: at `move_at`, or when `epoch` has passed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Validity {
-    pub(crate) not_after: SystemTime,
+    pub(crate) move_at: SystemTime,
     pub(crate) epoch: u64,
 }
 
@@ -426,5 +426,5 @@ pub(crate) fn grpc_status(headers: &HeaderMap) -> &'static str {
 
 /// Whether the leaf behind a connection ends soon.
 pub(crate) fn ends_soon(validity: Validity) -> bool {
-    pool::near_end(validity.not_after, SystemTime::now())
+    validity.move_at <= SystemTime::now()
 }

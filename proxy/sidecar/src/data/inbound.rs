@@ -29,7 +29,7 @@ use super::{
     now,
     outbound::http_version,
     pool::{self, Lease, PoolKey, SendError},
-    reasons::{Refusal, is_grpc, reason_of},
+    reasons::{Refusal, causes, is_grpc, reason_of},
     relay::{Ended, relay},
     request::passed_on,
     stream::{Rewind, Stream},
@@ -180,14 +180,14 @@ async fn meshed(
         Ok(secured) => secured,
         Err(outcome) => return worker.ctx.metrics.handshake_failed(Direction::Inbound, outcome),
     };
-    let Secured { stream, alpn, peer, facts, not_after, epoch } = secured;
+    let Secured { stream, alpn, peer, facts, move_at, epoch } = secured;
     let entry = Rc::new(Entry::new(worker.clone(), destination, port, Some(peer)));
     let _info = worker.ctx.metrics.mesh_connection(Direction::Inbound, &service_label(port), &facts);
     match alpn {
         Alpn::H2 => {
             let _open = worker.ctx.metrics.connection(Direction::Inbound, "mesh_h2");
             drop(early);
-            let validity = Some(Validity { not_after, epoch });
+            let validity = Some(Validity { move_at, epoch });
             serve(&worker, stream, Version::Http2, Handler::Inbound(entry), validity).await;
         }
         Alpn::Tcp => {
@@ -272,7 +272,9 @@ impl Entry {
         message::clean_response(&mut head)?;
         let held = (lease, held);
         let to_sidecar = self.peer.is_some();
-        if let Some((upstream, downstream)) = upstream.zip(message.on_upgrade.take()) {
+        if let Some(upstream) = upstream
+            && let Some(downstream) = message.on_upgrade.take()
+        {
             message.switched(&mut head, to_sidecar);
             let edge = self.edge.clone();
             upgrade::tunnel(&self.worker, Direction::Inbound, downstream, upstream, edge, held);
@@ -287,7 +289,10 @@ impl Entry {
     /// Sends a request to the application as it was when it left its client.
     async fn send(&self, message: &Message) -> Result<(Response<Incoming>, Option<Lease>), Refusal> {
         let broken = |error: &hyper::Error| {
-            Refusal::new(Reason::UpstreamReset, format!("the application gave no response: {error}"))
+            Refusal::new(
+                Reason::UpstreamReset,
+                format!("the application gave no response: {}", causes(error)),
+            )
         };
         if message.is_h1() {
             let sent = apps::send(&self.worker, self.destination, Direction::Inbound, message.to_h1()).await;

@@ -274,7 +274,7 @@ impl Worker {
             *identity = Identity {
                 credentials: Some(epoch),
                 own: credentials.leaf().map(|leaf| leaf.id().as_str().into()),
-                trust: credentials.bundle().epoch(),
+                trust: credentials.trust_epoch(),
             };
         }
         (identity.own.clone(), identity.trust)

@@ -13,6 +13,7 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     rc::Rc,
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -86,17 +87,35 @@ struct Slot {
 /// What drives a connection and knows its settings.
 type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
 
+/// Ends a connection when its task does, however that comes.
+struct Ended(Rc<RefCell<Option<Driver>>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let driver = self.0.borrow_mut().take();
+        // Dropped after the cell is free again.
+        drop(driver);
+    }
+}
+
 struct Connection {
     sender: SendRequest<Body>,
-    driver: Rc<RefCell<Driver>>,
+    /// `None` once the connection has ended: hyper's end of the queue of requests must go with it.
+    driver: Rc<RefCell<Option<Driver>>>,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
-    not_after: Option<SystemTime>,
+    move_at: Option<SystemTime>,
     _open: [Option<OpenGuard>; 2],
 }
 
 /// A stream's place in a connection, given back when dropped.
 pub(crate) struct Lease(Rc<Connection>);
+
+impl Connection {
+    fn is_open(&self) -> bool {
+        self.driver.borrow().is_some()
+    }
+}
 
 impl Lease {
     /// Sends a request; the body of the response is still to come.
@@ -114,11 +133,14 @@ impl Lease {
     pub(crate) async fn serves_extended_connect(&self) -> bool {
         // hyper does not tell when SETTINGS arrive; they are the first thing that the peer sends.
         let poll = async {
-            while !self.0.driver.borrow().is_extended_connect_protocol_enabled() && !self.0.sender.is_closed()
-            {
+            loop {
+                match &*self.0.driver.borrow() {
+                    Some(driver) if driver.is_extended_connect_protocol_enabled() => return true,
+                    Some(_) => {}
+                    None => return false,
+                }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            !self.0.sender.is_closed()
         };
         timeout(SETTINGS_WAIT, poll).await.unwrap_or(false)
     }
@@ -157,7 +179,7 @@ impl Pool {
         let mut slots = self.slots.borrow_mut();
         let Some(slot) = slots.get_mut(key) else { return false };
         let before = slot.connections.len();
-        slot.connections.retain(|connection| !connection.sender.is_closed());
+        slot.connections.retain(|connection| connection.is_open());
         slot.connections.len() < before
     }
 
@@ -173,7 +195,7 @@ impl Pool {
             };
             slot.connections.retain(|connection| {
                 let idle = connection.streams.get() == 0 && now - connection.idle_since.get() >= IDLE;
-                let ends = connection.not_after.is_some_and(|end| near_end(end, wall));
+                let ends = connection.move_at.is_some_and(|at| at <= wall);
                 current && !idle && !ends
             });
             !slot.connections.is_empty() || slot.connecting.is_some()
@@ -184,18 +206,14 @@ impl Pool {
         let slots = self.slots.borrow();
         let most = worker.ctx.config.limits.streams_per_connection as usize;
         let connection = slots.get(key)?.connections.iter().find(|connection| {
-            let most = most.min(connection.driver.borrow().current_max_send_streams());
-            !connection.sender.is_closed() && connection.streams.get() < most
+            let driver = connection.driver.borrow();
+            driver
+                .as_ref()
+                .is_some_and(|driver| connection.streams.get() < most.min(driver.current_max_send_streams()))
         })?;
         connection.streams.set(connection.streams.get() + 1);
         Some(Lease(connection.clone()))
     }
-}
-
-/// Whether a leaf's end is near enough for connections to move: a minute, or less for leaves that live for minutes.
-pub(crate) fn near_end(end: SystemTime, now: SystemTime) -> bool {
-    const MARGIN: Duration = Duration::from_secs(60);
-    end.duration_since(now).map_or(true, |left| left < MARGIN)
 }
 
 /// A place on a connection of this key, made if there is none.
@@ -227,7 +245,7 @@ fn start_connecting(
     if let Some(connecting) = &slot.connecting {
         return Ok(connecting.clone());
     }
-    slot.connections.retain(|connection| !connection.sender.is_closed());
+    slot.connections.retain(|connection| connection.is_open());
     if slot.connections.len() >= MAX_CONNECTIONS {
         let text = format!("all streams of {MAX_CONNECTIONS} connections to the endpoint are in use");
         return Err(ConnectError::new(Reason::Overloaded, text));
@@ -254,7 +272,7 @@ fn start_connecting(
 
 async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Connection, ConnectError> {
     let ctx = &worker.ctx;
-    let (address, stream, not_after, info) = match key {
+    let (address, stream, move_at, info) = match key {
         PoolKey::Mesh(key) => {
             let secured = match tls::connect(ctx, &worker.pool.configs, key).await {
                 Ok(secured) => secured,
@@ -264,7 +282,7 @@ async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Co
                 }
             };
             let info = ctx.metrics.mesh_connection(Direction::Outbound, service, &secured.facts);
-            (key.address, secured.stream, Some(secured.not_after), Some(info))
+            (key.address, secured.stream, Some(secured.move_at), Some(info))
         }
         PoolKey::Plain(address) => {
             (*address, Stream::plain(tls::dial(ctx, *address, false).await?), None, None)
@@ -292,10 +310,14 @@ async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Co
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::new(Reason::ConnectFailed, format!("{address}: {error}")))?;
-    let driver = Rc::new(RefCell::new(driver));
-    let driven = driver.clone();
+    let driver = Rc::new(RefCell::new(Some(driver)));
+    let driven = Ended(driver.clone());
     worker.spawn(async move {
-        if let Err(error) = poll_fn(|cx| driven.borrow_mut().poll_unpin(cx)).await {
+        let driving = poll_fn(|cx| match &mut *driven.0.borrow_mut() {
+            Some(driver) => driver.poll_unpin(cx),
+            None => Poll::Ready(Ok(())),
+        });
+        if let Err(error) = driving.await {
             tracing::debug!(%address, %error, "a connection to an endpoint broke");
         }
     });
@@ -304,7 +326,7 @@ async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Co
         driver,
         streams: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
-        not_after,
+        move_at,
         _open: [open, info],
     })
 }

@@ -17,7 +17,7 @@ use super::{
     http::{Active, grpc_status},
     message::{self, Message},
     pool::{self, Lease, PoolKey, SendError},
-    reasons::{Refusal, is_grpc, reason_of},
+    reasons::{Refusal, causes, is_grpc, reason_of},
     tls::ConnectError,
     upgrade,
 };
@@ -157,7 +157,9 @@ impl Exchange {
             message::clean_response(&mut head)?;
         }
         let held = (attempt, lease, held);
-        if let Some((upstream, downstream)) = upstream.zip(message.on_upgrade.take()) {
+        if let Some(upstream) = upstream
+            && let Some(downstream) = message.on_upgrade.take()
+        {
             message.switched(&mut head, false);
             upgrade::tunnel(worker, Direction::Outbound, downstream, upstream, self.edge.clone(), held);
             return Ok(Response::from_parts(head, Body::empty()));
@@ -187,7 +189,7 @@ async fn send(route: &Rc<Route>, message: &Message, attempt: &Attempt) -> Result
             return match sent {
                 Ok(response) => Ok(Answer { response, lease: None, from_sidecar: false }),
                 Err(apps::SendError::Connect(error)) => Err(Failure::Connect(error)),
-                Err(apps::SendError::Sent(error)) => Err(Failure::Broken(error.to_string())),
+                Err(apps::SendError::Sent(error)) => Err(Failure::Broken(causes(&error))),
             };
         }
         None => PoolKey::Plain(attempt.address),
@@ -206,7 +208,7 @@ async fn send(route: &Rc<Route>, message: &Message, attempt: &Attempt) -> Result
     match lease.send(request).await {
         Ok(response) => Ok(Answer { response, lease: Some(lease), from_sidecar }),
         Err(SendError::Unprocessed) => Err(Failure::Left),
-        Err(SendError::Broken(error)) => Err(Failure::Broken(error.to_string())),
+        Err(SendError::Broken(error)) => Err(Failure::Broken(causes(&error))),
     }
 }
 

@@ -4,7 +4,15 @@
 //! the `ClientHello` tells the first from the second, so it is read before anything is answered: bytes that are not
 //! for us must reach the application untouched.
 
-use std::{cell::RefCell, collections::HashMap, io, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use outrigger_certs::{ClientAuth, CredentialsError, SpiffeId};
 use outrigger_core::{
@@ -54,8 +62,8 @@ pub(crate) struct Secured {
     pub(crate) alpn: Alpn,
     pub(crate) peer: SpiffeId,
     pub(crate) facts: TlsFacts,
-    /// The earlier end of the two leaves.
-    pub(crate) not_after: SystemTime,
+    /// When it has to be replaced, for the sake of the leaf that ends first.
+    pub(crate) move_at: SystemTime,
     /// The trust bundle's epoch under which it was made.
     pub(crate) epoch: u64,
 }
@@ -200,8 +208,8 @@ struct Facts(SpiffeId, Alpn, TlsFacts, SystemTime, u64);
 
 impl Facts {
     fn over(self, stream: Stream) -> Secured {
-        let Self(peer, alpn, facts, not_after, epoch) = self;
-        Secured { stream, alpn, peer, facts, not_after, epoch }
+        let Self(peer, alpn, facts, move_at, epoch) = self;
+        Secured { stream, alpn, peer, facts, move_at, epoch }
     }
 }
 
@@ -218,8 +226,16 @@ fn facts(ctx: &Context, connection: &CommonState, alpn: Alpn) -> Option<Facts> {
             .unwrap_or_default()
             .to_owned(),
     };
-    let not_after = peer.not_after.min(own.not_after());
-    Some(Facts(peer.id, alpn, facts, not_after, ctx.credentials.bundle().epoch()))
+    let move_at = move_at(peer.not_after.min(own.not_after()), SystemTime::now());
+    Some(Facts(peer.id, alpn, facts, move_at, ctx.credentials.trust_epoch()))
+}
+
+/// When a connection that stands on a leaf has to be replaced: a minute before the leaf ends, and never earlier than after
+/// nine tenths of what was left of it, so that leaves which live for seconds carry connections, too.
+fn move_at(end: SystemTime, now: SystemTime) -> SystemTime {
+    const MARGIN: Duration = Duration::from_mins(1);
+    let left = end.duration_since(now).unwrap_or_default();
+    now + left.saturating_sub(MARGIN).max(left.mul_f64(0.9))
 }
 
 /// Whose a `ClientHello` is.
@@ -276,6 +292,15 @@ mod tests {
     use rustls::{ClientConnection, RootCertStore};
 
     use super::*;
+
+    #[test]
+    fn a_leaf_of_seconds_carries_connections() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_hours(1);
+        let until = |left: Duration| move_at(now + left, now).duration_since(now).unwrap();
+        assert_eq!(until(Duration::from_hours(24)), Duration::from_mins(24 * 60 - 1));
+        assert_eq!(until(Duration::from_secs(30)), Duration::from_secs(27));
+        assert_eq!(move_at(now - Duration::from_secs(5), now), now);
+    }
 
     fn hello(alpn: &[&[u8]]) -> Vec<u8> {
         let mut config = ClientConfig::builder_with_provider(outrigger_certs::provider())
