@@ -85,7 +85,8 @@ async fn both_sides_of_a_stream_talk_in_turn() {
         tokio::spawn(async move {
             let mut request = request.into_body();
             while let Some(Ok(frame)) = request.frame().await {
-                if let Ok(bytes) = frame.into_data() {
+                // The end of a stream may come as an empty frame.
+                if let Some(bytes) = frame.into_data().ok().filter(|bytes| !bytes.is_empty()) {
                     let _ = sender.send(data(&format!("echo {}", String::from_utf8_lossy(&bytes)))).await;
                 }
             }

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod failure;
 mod http1;
 mod http2;
+mod identity;
+mod inbound;
 mod support;
 mod tcp;
 mod upgrades;

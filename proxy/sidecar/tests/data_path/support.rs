@@ -15,7 +15,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use outrigger_certs::{CertificateAuthority, Leaf, SpiffeId, TrustDomain};
+use outrigger_certs::{CertificateAuthority, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use outrigger_core::{
     model::{Endpoint, Health, Port, Protocol, Service},
     resolve::Ranges,
@@ -72,6 +72,10 @@ impl Ca {
         Self(CertificateAuthority::from_store(&text, &domain()).unwrap())
     }
 
+    pub(crate) fn bundle(&self) -> &TrustBundle {
+        self.0.bundle()
+    }
+
     pub(crate) fn leaf(&self, account: &str) -> Leaf {
         self.0.issue_own(&id(account), Duration::from_hours(1)).unwrap()
     }
@@ -110,6 +114,11 @@ impl Sidecar {
         upstreams: Vec<(Upstream, std::net::TcpListener)>,
         inbounds: Vec<(Inbound, std::net::TcpListener)>,
     ) -> Self {
+        // RUST_LOG=outrigger_proxy=debug shows what the sidecars think.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let context = Arc::new(context);
         let shared = context.clone();
         let thread = std::thread::spawn(move || {
@@ -148,6 +157,14 @@ impl Sidecar {
         let address = socket.local_addr().unwrap();
         let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
         (Self::start(context, vec![(upstream, socket)], Vec::new()), address, handle)
+    }
+
+    /// A sidecar whose upstream is a service that its directory does not know.
+    pub(crate) fn unknown(context: Context) -> (Self, SocketAddr) {
+        let socket = listener();
+        let address = socket.local_addr().unwrap();
+        let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
+        (Self::start(context, vec![(upstream, socket)], Vec::new()), address)
     }
 
     pub(crate) fn metrics(&self) -> String {

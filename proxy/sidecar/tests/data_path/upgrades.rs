@@ -90,7 +90,7 @@ async fn an_upgrade_that_is_refused_is_an_answer_like_any_other() {
             request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
             let (head, body, _) =
                 whole(soon("the answer", client.send_request(request)).await.unwrap()).await;
-            assert_eq!(head.status, status);
+            assert_eq!(head.status, status, "{head:?}");
             assert!(!head.headers.contains_key("outrigger-h1"));
             assert_eq!(body, "no");
         }
