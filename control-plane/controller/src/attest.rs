@@ -23,6 +23,9 @@ pub trait Attestor: Send + Sync {
     /// Proves who bears the token, and changes nothing: what follows may still fail.
     fn attest<'a>(&'a self, token: &'a str, peer: IpAddr) -> Attesting<'a, Attested>;
 
+    /// Whether a still valid leaf of this identity is proof enough for its successor.
+    fn may_renew(&self, identity: &SpiffeId) -> bool;
+
     /// A leaf that ends at `not_after` was signed for this proof and is about to be handed out. An error stops that.
     fn used<'a>(&'a self, attested: &'a Attested, not_after: SystemTime) -> Attesting<'a, ()>;
 }
@@ -69,6 +72,10 @@ impl Attestor for JoinTokens {
             let Checked { identity, id } = checked.map_err(refused)?;
             Ok(Attested { identity, evidence: id })
         })
+    }
+
+    fn may_renew(&self, identity: &SpiffeId) -> bool {
+        self.0.may_renew(identity)
     }
 
     fn used<'a>(&'a self, attested: &'a Attested, not_after: SystemTime) -> Attesting<'a, ()> {

@@ -74,6 +74,10 @@ impl Sign {
         let (identity, proof) = if request.token.is_empty() {
             let (viewer, _) =
                 caller.workload("renewal of a certificate").map_err(|status| Refused("no_proof", status))?;
+            if !self.attestors.iter().any(|attestor| attestor.may_renew(&viewer.identity)) {
+                let text = "the token that this workload joined with was revoked; join with a new one";
+                return Err(Refused("revoked", Status::permission_denied(text)));
+            }
             (viewer.identity, None)
         } else {
             let attestor =

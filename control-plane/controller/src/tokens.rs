@@ -186,7 +186,7 @@ impl Tokens {
         let info = record.info(&id, unix(now));
         let receipt = {
             let mut records = self.records();
-            let mut changes = forget_dead(&mut records, unix(now));
+            let mut changes = forget_dead(&mut records, unix(now).saturating_sub(self.slack()), unix(now));
             if records.len() >= MAX_TOKENS {
                 return Err(NewTokenError::Full);
             }
@@ -204,8 +204,9 @@ impl Tokens {
         self.records().iter().map(|(id, record)| record.info(id, unix(now))).collect()
     }
 
-    /// Ends a token and the grant that stands on it. Claims that were accepted stay until their instances leave:
-    /// meshed is sticky. `false`: there is no such token.
+    /// Ends a token and the grant that stands on it: nobody joins with it any more, and leaves that stand on no other
+    /// token are not renewed, but run out. Claims that were accepted stay until their instances leave: meshed is
+    /// sticky. `false`: there is no such token.
     pub async fn revoke(&self, id: &str) -> Result<bool, StoreError> {
         let receipt = {
             let mut records = self.records();
@@ -261,10 +262,14 @@ impl Tokens {
         Ok(Ok(()))
     }
 
+    /// Whether leaves of this identity may be renewed: a token that it joined with was not revoked.
+    pub fn may_renew(&self, identity: &SpiffeId) -> bool {
+        self.records().values().any(|record| record.used > 0 && record.identity == identity.as_str())
+    }
+
     /// A leaf of this identity was renewed: the grants that it stands on live as long as it.
     pub fn renewed(&self, identity: &SpiffeId, alive_until: SystemTime) {
-        // An eighth of a life is early enough, and saves the write for most renewals of many replicas.
-        let slack = self.leaf_life.as_secs() / 8;
+        let slack = self.slack();
         let mut records = self.records();
         let mut changes = Vec::new();
         for (id, record) in records.iter_mut() {
@@ -309,6 +314,11 @@ impl Tokens {
             }
         }
         Err(verdict)
+    }
+
+    /// How far `alive_until` may lag behind the truth, seconds: saves the write for most renewals of many replicas.
+    fn slack(&self) -> u64 {
+        self.leaf_life.as_secs() / 8
     }
 
     fn check(&self, new: &NewToken) -> Result<Vec<String>, NewTokenError> {
@@ -389,11 +399,11 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Drops tokens that can neither be used nor carry the grant of a living leaf.
-fn forget_dead(records: &mut BTreeMap<String, Record>, now: u64) -> Vec<Change> {
+/// Drops tokens that can neither be used nor carry the grant of a leaf that was alive at `leaves_at`.
+fn forget_dead(records: &mut BTreeMap<String, Record>, leaves_at: u64, now: u64) -> Vec<Change> {
     let mut changes = Vec::new();
     records.retain(|id, record| {
-        let keep = record.usable(now).is_ok() || record.alive_until > now;
+        let keep = record.usable(now).is_ok() || record.alive_until > leaves_at;
         if !keep {
             changes.push(Change::delete(Table::Tokens, id.as_str()));
         }

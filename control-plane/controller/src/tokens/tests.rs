@@ -57,7 +57,7 @@ async fn a_one_time_token_is_used_once_and_its_grant_outlives_it_and_a_restart()
     tokens.renewed(&first.identity, now() + 48 * HOUR);
     tokens.create(new(&[], &[], Uses::Reusable), now() + 30 * HOUR).await.unwrap();
     assert_eq!(tokens.grants(&first.identity, &orders, peer, peer), Ok(()));
-    tokens.create(new(&[], &[], Uses::Reusable), now() + 49 * HOUR).await.unwrap();
+    tokens.create(new(&[], &[], Uses::Reusable), now() + 52 * HOUR).await.unwrap();
     assert_eq!(
         tokens.grants(&first.identity, &orders, peer, peer),
         Err(NotGranted::NoToken),

@@ -130,7 +130,12 @@ async fn the_api_wants_its_token_and_gives_out_no_controller() {
     }
     let token = bench.token("orders", &[], &[]).await;
     let id = token.split('_').nth(1).unwrap();
+    let workload = bench.join(&token).await.unwrap();
+    let csr = KeyPair::generate().unwrap().csr().unwrap();
+    bench.sign(workload.channel(&bench).await, csr.clone(), "").await.unwrap();
     assert_eq!(bench.api("DELETE", &format!("/api/v1/tokens/{id}"), None).await.0, 204);
     assert_eq!(bench.api("DELETE", &format!("/api/v1/tokens/{id}"), None).await.0, 404);
     assert_eq!(bench.join(&token).await.err().unwrap().code(), Code::Unauthenticated);
+    let refused = bench.sign(workload.channel(&bench).await, csr, "").await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "leaves run out after the revocation: {refused}");
 }
