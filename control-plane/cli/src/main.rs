@@ -28,7 +28,7 @@ enum Command {
     /// List the services that the controller knows
     Services(services::Arguments),
     /// List the sidecars that are connected, and what each has acknowledged
-    Proxies(services::ProxyArguments),
+    Proxies(services::Arguments),
     /// Run a whole mesh on this machine: no root, no cluster, no other server
     Demo(demo::Arguments),
     /// One HTTP server of the demo's applications

@@ -1,5 +1,7 @@
 //! `outrigger services` and `outrigger proxies`: what the controller knows.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -18,58 +20,120 @@ pub(crate) struct Arguments {
     output: Format,
 }
 
-#[derive(Args)]
-pub(crate) struct ProxyArguments {
-    #[command(flatten)]
-    server: Server,
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
+#[derive(Deserialize)]
+struct Services {
+    services: Vec<Service>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Service {
     name: String,
+    namespace: String,
     source: String,
-    endpoints: u64,
-    meshed: u64,
+    ports: Vec<Port>,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Port {
+    port: u16,
+    name: String,
+    protocol: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Endpoint {
+    id: String,
+    address: String,
+    health: String,
+    identity: String,
 }
 
 impl Row for Service {
-    const COLUMNS: &[&str] = &["NAME", "SOURCE", "ENDPOINTS", "MESHED"];
+    const COLUMNS: &[&str] = &["NAME", "SOURCE", "PORTS", "ENDPOINTS", "MESHED", "HEALTHY"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.name.clone(), self.source.clone(), self.endpoints.to_string(), self.meshed.to_string()]
+        let ports: Vec<String> = self
+            .ports
+            .iter()
+            .map(|port| if port.port == 0 { "any".to_owned() } else { port.port.to_string() })
+            .collect();
+        let count = |holds: fn(&Endpoint) -> bool| {
+            self.endpoints.iter().filter(|endpoint| holds(endpoint)).count().to_string()
+        };
+        vec![
+            format!("{}.{}", self.name, self.namespace),
+            self.source.clone(),
+            ports.join(","),
+            count(|_| true),
+            count(|endpoint| !endpoint.identity.is_empty()),
+            count(|endpoint| endpoint.health == "HEALTHY"),
+        ]
     }
+}
+
+#[derive(Deserialize)]
+struct Proxies {
+    proxies: Vec<Proxy>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Proxy {
     identity: String,
-    peer: String,
+    address: String,
+    agent: String,
     subscriptions: u64,
-    nacked: u64,
+    types: BTreeMap<String, Type>,
+    claims: Vec<Claim>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Type {
+    nack: Option<Nack>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Nack {
+    message: String,
+    names: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claim {
+    service: String,
+    address: String,
+    port: u32,
+    accepted: bool,
+    message: String,
 }
 
 impl Row for Proxy {
-    const COLUMNS: &[&str] = &["IDENTITY", "PEER", "SUBSCRIPTIONS", "NACKED"];
+    const COLUMNS: &[&str] = &["IDENTITY", "ADDRESS", "AGENT", "SUBSCRIPTIONS", "CLAIMS", "REFUSED BY IT"];
 
     fn cells(&self) -> Vec<String> {
+        let claims = match self.claims.iter().filter(|claim| !claim.accepted).count() {
+            0 => format!("{} accepted", self.claims.len()),
+            refused => format!("{refused} of {} refused", self.claims.len()),
+        };
+        let nacks = self.types.values().filter_map(|kind| kind.nack.as_ref());
+        let nacks: Vec<&str> = nacks.map(|nack| nack.message.as_str()).collect();
         vec![
             self.identity.clone(),
-            self.peer.clone(),
+            self.address.clone(),
+            self.agent.clone(),
             self.subscriptions.to_string(),
-            self.nacked.to_string(),
+            claims,
+            if nacks.is_empty() { "nothing".to_owned() } else { nacks.join("; ") },
         ]
     }
 }
 
 /// Runs `outrigger services`.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    output::print(arguments.output, &arguments.server.get::<Vec<Service>>("/api/v1/services").await?)
+    output::print(arguments.output, &arguments.server.get::<Services>("/api/v1/services").await?.services)
 }
 
 /// Runs `outrigger proxies`.
-pub(crate) async fn run_proxies(arguments: ProxyArguments) -> Result<()> {
-    output::print(arguments.output, &arguments.server.get::<Vec<Proxy>>("/api/v1/proxies").await?)
+pub(crate) async fn run_proxies(arguments: Arguments) -> Result<()> {
+    output::print(arguments.output, &arguments.server.get::<Proxies>("/api/v1/proxies").await?.proxies)
 }

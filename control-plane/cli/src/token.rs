@@ -1,5 +1,7 @@
 //! `outrigger token`: the join tokens with which workloads outside Kubernetes prove who they are.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
@@ -47,24 +49,30 @@ struct Create {
 /// What a new token grants; also what the demo asks for.
 #[derive(Args, Serialize, Debug, Clone)]
 pub(crate) struct Grant {
-    /// Namespace of the identity
-    #[arg(short, long, default_value = "default")]
-    pub(crate) namespace: String,
-    /// Service account of the identity
-    #[arg(long, value_name = "NAME")]
-    pub(crate) service_account: String,
+    /// The identity that its bearer gets, `spiffe://<trust-domain>/ns/<namespace>/sa/<name>`
+    #[arg(long, value_name = "SPIFFE_ID")]
+    pub(crate) identity: String,
     /// A service that the workload may serve, `name` or `name.namespace`; may be repeated
     #[arg(long = "service", value_name = "SERVICE")]
     pub(crate) services: Vec<String>,
-    /// Addresses that the workload may live at, beside the one that it calls from; may be repeated
+    /// A network that the workload's addresses must lie in; may be repeated. Default: only the address that it calls from
     #[arg(long = "cidr", value_name = "CIDR")]
     pub(crate) cidrs: Vec<String>,
     /// How long the token can be used, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub(crate) ttl_seconds: u64,
-    /// Let the token be used until it expires, not just once
-    #[arg(long)]
-    pub(crate) reusable: bool,
+    /// How often: a one-time token is for workloads whose restart brings a new one
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) uses: Uses,
+}
+
+/// How often a token can be used.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Uses {
+    #[default]
+    OneTime,
+    Reusable,
 }
 
 /// A new token.
@@ -73,19 +81,27 @@ pub(crate) struct Created {
     pub(crate) token: String,
 }
 
+#[derive(Deserialize)]
+struct Tokens {
+    tokens: Vec<Token>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Token {
     id: String,
     identity: String,
     services: Vec<String>,
     cidrs: Vec<String>,
-    reusable: bool,
-    uses: u64,
-    expires: String,
+    uses: Uses,
+    /// How many certificates it brought.
+    used: u64,
+    /// Unix seconds.
+    expires: u64,
+    usable: bool,
 }
 
 impl Row for Token {
-    const COLUMNS: &[&str] = &["ID", "IDENTITY", "SERVICES", "CIDRS", "REUSABLE", "USES", "EXPIRES"];
+    const COLUMNS: &[&str] = &["ID", "IDENTITY", "SERVICES", "CIDRS", "USES", "USED", "USABLE"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -93,10 +109,24 @@ impl Row for Token {
             self.identity.clone(),
             self.services.join(","),
             self.cidrs.join(","),
-            self.reusable.to_string(),
-            self.uses.to_string(),
-            self.expires.clone(),
+            match self.uses {
+                Uses::OneTime => "one-time".to_owned(),
+                Uses::Reusable => "reusable".to_owned(),
+            },
+            self.used.to_string(),
+            if self.usable { format!("for {}", duration(self.expires)) } else { "no".to_owned() },
         ]
+    }
+}
+
+/// From now until `end`, in the largest unit that says something.
+fn duration(end: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    match end.saturating_sub(now) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
     }
 }
 
@@ -107,7 +137,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             println!("{}", create(&server, &grant).await?.token);
         }
         Command::List { server, output } => {
-            output::print(output, &server.get::<Vec<Token>>("/api/v1/tokens").await?)?;
+            output::print(output, &server.get::<Tokens>("/api/v1/tokens").await?.tokens)?;
         }
         Command::Revoke { server, id } => {
             server.delete(&format!("/api/v1/tokens/{id}")).await?;

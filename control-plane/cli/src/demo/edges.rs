@@ -158,7 +158,7 @@ fn render(edges: &BTreeMap<Edge, Counted>, seconds: f64) -> String {
             join(&counted.tls),
         ]);
     }
-    table.to_string()
+    table.trim_fmt()
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ impl Plan {
             })
             .collect();
         document(&json!({
+            "kind": "Service",
             "name": service,
             "namespace": "default",
             "ports": [{"port": SERVICE_PORT, "name": "http", "protocol": "http1"}],

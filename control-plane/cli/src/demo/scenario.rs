@@ -15,7 +15,7 @@ use super::{
     consul,
     edges::{Watcher, fetch},
     load::{Load, Tally},
-    plan::{LEAF_LIFE, Plan, Replica, document},
+    plan::{LEAF_LIFE, Plan, Replica, document, identity},
     processes::{Process, Site},
     screen::Screen,
 };
@@ -77,27 +77,24 @@ impl Demo {
     }
 
     async fn start_catalog(&mut self, consul: Option<&Path>) -> Result<()> {
-        let mut source = json!({});
+        let mut source = ("file", json!({"directory": self.site.folder.join("services")}));
         if let Some(program) = consul {
             self.consul = Some(consul::start(&self.site, &self.plan, program).await?);
             consul::register(&self.plan).await?;
-            source["consul"] = json!({"addresses": [format!("http://{}", self.plan.consul[0])]});
+            source = ("consul", json!({"addresses": [format!("http://{}", self.plan.consul[0])]}));
         } else {
             for service in Plan::services() {
                 self.site.write(&format!("services/{service}.yaml"), &self.plan.service_file(service))?;
             }
-            source["file"] = json!({"directory": self.site.folder.join("services")});
         }
         let file = json!({
             "data_dir": self.site.folder.join("controller"),
-            "listen": {
-                "discovery": self.plan.discovery.to_string(),
-                "api": self.plan.api.to_string(),
-                "metrics": self.plan.controller_metrics.to_string(),
-            },
+            "listen": self.plan.discovery.to_string(),
+            "api_listen": self.plan.api.to_string(),
+            "metrics_listen": self.plan.controller_metrics.to_string(),
             "leaf_life": LEAF_LIFE,
             "allow_loopback_endpoints": true,
-            "sources": source,
+            (source.0): source.1,
         });
         self.controller_file = self.site.write("controller.yaml", &document(&file))?;
         self.start_controller().await
@@ -129,12 +126,11 @@ impl Demo {
         let root = data.join("root.pem").display().to_string();
         for replica in self.plan.replicas.clone() {
             let grant = token::Grant {
-                namespace: "default".to_owned(),
-                service_account: replica.service.to_owned(),
+                identity: identity(replica.service),
                 services: replica.inbound.map(|_| replica.service.to_owned()).into_iter().collect(),
                 cidrs: Vec::new(),
                 ttl_seconds: 3600,
-                reusable: true,
+                uses: token::Uses::Reusable,
             };
             let created = token::create(&server, &grant).await?;
             let token = self.site.write(&format!("{}.token", replica.name), &created.token)?;
