@@ -53,6 +53,17 @@ async fn an_unknown_service_is_refused_with_a_response_or_a_reset() {
 }
 
 #[tokio::test]
+async fn who_dials_the_proxy_itself_is_sent_away() {
+    let ca = Ca::new();
+    let (sidecar, outbound, inbound) = Sidecar::transparent(ca.context("client", config()));
+    let answer = raw(outbound, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 508 ") && answer.contains("; loop; "), "{answer}");
+    let mut stream = tokio::net::TcpStream::connect(inbound).await.unwrap();
+    assert!(soon("the reset", stream.read(&mut [0; 8])).await.is_err());
+    assert!(sidecar.metrics().contains(r#"outrigger_refused_total{direction="inbound",outcome="loop"} 1"#));
+}
+
+#[tokio::test]
 async fn a_dead_endpoint_costs_no_request() {
     let app = http1_app(hello).await;
     let ca = Ca::new();
@@ -205,7 +216,8 @@ async fn a_rolling_restart_fails_no_request() {
                         Ok(response) if response.status() == 200 => {
                             response.into_body().collect().await.unwrap();
                         }
-                        _ => {
+                        outcome => {
+                            eprintln!("failed: {outcome:?}");
                             failed.fetch_add(1, Ordering::SeqCst);
                         }
                     }

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::body::Frame;
 use outrigger_core::model::Protocol;
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::*;
 
@@ -26,10 +26,12 @@ fn channel() -> (Chunks, BoxBody<Bytes, Infallible>) {
     (sender, StreamBody::new(ReceiverStream::new(receiver)).boxed())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as streams want it")]
 fn data(text: &str) -> Result<Frame<Bytes>, Infallible> {
     Ok(Frame::data(Bytes::copy_from_slice(text.as_bytes())))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as streams want it")]
 fn trailers(status: &str) -> Result<Frame<Bytes>, Infallible> {
     let mut map = HeaderMap::new();
     map.insert("grpc-status", status.parse().unwrap());
@@ -181,22 +183,37 @@ async fn a_refusal_is_a_grpc_status_to_a_grpc_caller() {
 
 #[tokio::test]
 async fn a_reset_in_the_middle_is_no_end() {
-    let app = http2_app(|_| async move {
-        let (sender, body) = mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(4);
-        tokio::spawn(async move {
-            sender.send(Ok(Frame::data(Bytes::from_static(b"half")))).await.unwrap();
-            sender.send(Err(std::io::Error::other("lost"))).await.unwrap();
-        });
-        // hyper resets the stream when the body fails; Infallible stands for the type only.
-        let body = ReceiverStream::new(body).map(|frame| match frame {
-            Ok(frame) => Ok(frame),
-            Err(_) => std::panic::resume_unwind(Box::new("the application's handler dies")),
-        });
-        Response::new(StreamBody::new(body).boxed())
-    })
-    .await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut server = h2::server::handshake(stream).await.unwrap();
+        let mut calls = 0;
+        let mut open = Vec::new();
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            body.send_data(Bytes::from_static(b"half"), false).unwrap();
+            calls += 1;
+            open.push(body);
+            // The reset follows when the head has gone out: with the next call.
+            if calls == 2 {
+                open[0].send_reset(h2::Reason::CANCEL);
+            }
+        }
+    });
     let pair = pair(app, Protocol::Http2);
-    let mut client = http2(pair.address).await;
-    let response = client.send_request(call("/svc/Stream", full(""))).await.unwrap();
-    assert!(soon("the end", response.into_body().collect()).await.is_err());
+    // The h2 crate itself: hyper's client takes a stream that was cancelled for one that has ended.
+    let stream = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut bodies = Vec::new();
+    for _ in 0..2 {
+        let request = Request::get("http://app.example/").body(()).unwrap();
+        let (response, _) = client.send_request(request, true).unwrap();
+        let mut body = soon("the head", response).await.unwrap().into_body();
+        assert_eq!(soon("the half", body.data()).await.unwrap().unwrap(), "half");
+        bodies.push(body);
+    }
+    let error = soon("the cut", bodies[0].data()).await.unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL), "{error}");
 }

@@ -102,6 +102,15 @@ pub(crate) fn nobody() -> SocketAddr {
     listener().local_addr().unwrap()
 }
 
+/// Listeners on their way to a worker.
+#[derive(Default)]
+struct Sockets {
+    outbound: Vec<std::net::TcpListener>,
+    inbound: Vec<std::net::TcpListener>,
+    upstreams: Vec<(Upstream, std::net::TcpListener)>,
+    inbounds: Vec<(Inbound, std::net::TcpListener)>,
+}
+
 /// A sidecar's worker on a thread of its own.
 pub(crate) struct Sidecar {
     pub(crate) context: Arc<Context>,
@@ -109,11 +118,7 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    fn start(
-        context: Context,
-        upstreams: Vec<(Upstream, std::net::TcpListener)>,
-        inbounds: Vec<(Inbound, std::net::TcpListener)>,
-    ) -> Self {
+    fn start(context: Context, sockets: Sockets) -> Self {
         // RUST_LOG=outrigger_proxy=debug shows what the sidecars think.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -128,10 +133,13 @@ impl Sidecar {
                 .unwrap();
             runtime.block_on(async {
                 let mut listeners = Listeners::default();
-                for (upstream, listener) in upstreams {
+                let tokio = |listener| TcpListener::from_std(listener).unwrap();
+                listeners.outbound = sockets.outbound.into_iter().map(tokio).collect();
+                listeners.inbound = sockets.inbound.into_iter().map(tokio).collect();
+                for (upstream, listener) in sockets.upstreams {
                     listeners.upstreams.push((upstream, TcpListener::from_std(listener).unwrap()));
                 }
-                for (inbound, listener) in inbounds {
+                for (inbound, listener) in sockets.inbounds {
                     listeners.inbounds.push((inbound, TcpListener::from_std(listener).unwrap()));
                 }
                 data::run(shared, listeners).await;
@@ -145,7 +153,7 @@ impl Sidecar {
         let socket = listener();
         let address = socket.local_addr().unwrap();
         let inbound = Inbound { listen: address, forward: application };
-        (Self::start(context, Vec::new(), vec![(inbound, socket)]), address)
+        (Self::start(context, Sockets { inbounds: vec![(inbound, socket)], ..Sockets::default() }), address)
     }
 
     /// A sidecar beside a client, and the address that leads to `SERVICE`.
@@ -156,7 +164,19 @@ impl Sidecar {
         let socket = listener();
         let address = socket.local_addr().unwrap();
         let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
-        (Self::start(context, vec![(upstream, socket)], Vec::new()), address, handle)
+        (
+            Self::start(context, Sockets { upstreams: vec![(upstream, socket)], ..Sockets::default() }),
+            address,
+            handle,
+        )
+    }
+
+    /// A sidecar with listeners for redirected connections, and their addresses: outbound, inbound.
+    pub(crate) fn transparent(context: Context) -> (Self, SocketAddr, SocketAddr) {
+        let (outbound, inbound) = (listener(), listener());
+        let addresses = (outbound.local_addr().unwrap(), inbound.local_addr().unwrap());
+        let sockets = Sockets { outbound: vec![outbound], inbound: vec![inbound], ..Sockets::default() };
+        (Self::start(context, sockets), addresses.0, addresses.1)
     }
 
     /// A sidecar whose upstream is a service that its directory does not know.
@@ -164,7 +184,7 @@ impl Sidecar {
         let socket = listener();
         let address = socket.local_addr().unwrap();
         let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
-        (Self::start(context, vec![(upstream, socket)], Vec::new()), address)
+        (Self::start(context, Sockets { upstreams: vec![(upstream, socket)], ..Sockets::default() }), address)
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -221,8 +241,6 @@ pub(crate) struct Pair {
     pub(crate) address: SocketAddr,
     /// Where the server's sidecar listens.
     pub(crate) inbound: SocketAddr,
-    pub(crate) handle: ServiceHandle,
-    pub(crate) ca: Ca,
 }
 
 pub(crate) fn pair(application: SocketAddr, protocol: Protocol) -> Pair {
@@ -241,9 +259,9 @@ pub(crate) fn pair_with(
     server(&mut server_config);
     let (server, inbound) = Sidecar::server(ca.context("server", server_config), application);
     let endpoints = vec![endpoint("one", inbound, Some(&id("server")))];
-    let (client, address, handle) =
+    let (client, address, _) =
         Sidecar::client(ca.context("client", client_config), service(protocol, endpoints));
-    Pair { client, server, address, inbound, handle, ca }
+    Pair { client, server, address, inbound }
 }
 
 pub(crate) fn millis(millis: u64) -> ConfigDuration {
