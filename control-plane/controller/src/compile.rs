@@ -109,6 +109,17 @@ pub fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option<&'a Cl
     }
 }
 
+/// Leaves out endpoints without an identity where another endpoint of the service has one, unless a file names them.
+///
+/// Whoever may write to Consul can register an address under any name; in a service that is meshed, such an address
+/// gets nothing, neither traffic in the clear nor a share of it. What a file says, its author says.
+pub fn drop_strangers(message: &mut v1::Service) {
+    let open_registry = message.source.split(',').all(|source| source != "file");
+    if open_registry && message.endpoints.iter().any(|endpoint| !endpoint.identity.is_empty()) {
+        message.endpoints.retain(|endpoint| !endpoint.identity.is_empty());
+    }
+}
+
 /// The same, ready to be sent.
 pub fn service(mut message: v1::Service) -> Compiled {
     // `Endpoint.ports` is a map, whose entries prost writes in no fixed order: they go into the hash by themselves.

@@ -85,3 +85,23 @@ fn a_claim_gives_an_identity_only_where_the_source_gives_none() {
         ]
     );
 }
+
+#[test]
+fn a_stranger_in_a_meshed_service_is_no_endpoint() {
+    let endpoint = |id: &str, identity: &str| v1::Endpoint {
+        id: id.to_owned(),
+        identity: identity.to_owned(),
+        ..v1::Endpoint::default()
+    };
+    let left = |source: &str, endpoints: Vec<v1::Endpoint>| {
+        let mut message = v1::Service { source: source.to_owned(), endpoints, ..v1::Service::default() };
+        drop_strangers(&mut message);
+        message.endpoints.into_iter().map(|endpoint| endpoint.id).collect::<Vec<_>>()
+    };
+    let mixed = || vec![endpoint("meshed", "spiffe://outrigger.local/ns/a/sa/b"), endpoint("stranger", "")];
+    assert_eq!(left("consul", mixed()), ["meshed"]);
+    assert_eq!(left("file", mixed()), ["meshed", "stranger"], "a file is somebody's word");
+    assert_eq!(left("consul,file", mixed()), ["meshed", "stranger"]);
+    let plain = vec![endpoint("a", ""), endpoint("b", "")];
+    assert_eq!(left("consul", plain), ["a", "b"], "a service that is not meshed");
+}
