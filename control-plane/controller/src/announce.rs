@@ -121,7 +121,7 @@ impl Announcer {
         let outcomes = self.mesh.announce(self.stream, &self.viewer, announcement, SystemTime::now());
         let mut refused = BTreeSet::new();
         for outcome in &outcomes {
-            let Some(reason) = outcome.refused else { continue };
+            let Err(reason) = outcome.verdict else { continue };
             let status = &outcome.status;
             let event = (status.service.clone(), status.address.clone(), status.port, reason);
             if !self.audited.contains(&event) {

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use aws_lc_rs::{constant_time, digest, rand};
@@ -21,12 +21,16 @@ use axum::{Json, Router};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::mesh::Mesh;
 use crate::push::Proxies;
 use crate::sources::{ServiceKey, Sync};
 use crate::tokens::{NewToken, NewTokenError, Tokens, hex};
 
+/// After this long the controller is ready without a source that cannot be read: workloads need their certificates
+/// renewed, and are told of the other sources, while Consul is down.
+const SOURCE_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
 /// Subscriptions of each type that are listed for a proxy.
@@ -117,9 +121,12 @@ pub fn monitoring(mesh: Arc<Mesh>, registry: Registry) -> Router {
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         std::future::ready((status, [(header::CONTENT_TYPE, kind)], text))
     };
+    let start = Instant::now();
     let ready = move || {
         let answer = if mesh.started() {
             (StatusCode::OK, "ready\n")
+        } else if start.elapsed() > SOURCE_PATIENCE {
+            (StatusCode::OK, "ready, but a source was never read; see /api/v1/sources\n")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "a source was not read yet; see /api/v1/sources\n")
         };

@@ -299,6 +299,14 @@ impl Config {
         if ca.iter().any(|file| file.is_some()) && ca.iter().any(|file| file.is_none()) {
             faults.push("ca: certificate_file, key_file and roots_file belong together".to_owned());
         }
+        for (index, address) in self.consul.addresses.iter().enumerate() {
+            if let Err(error) = address.parse::<outrigger_consul::AgentAddress>() {
+                faults.push(format!("consul.addresses[{index}]: {error}"));
+            }
+        }
+        if self.consul.cert_file.is_some() != self.consul.key_file.is_some() {
+            faults.push("consul: cert_file and key_file belong together".to_owned());
+        }
         if let Err(error) = self.log.level.parse::<tracing_subscriber::EnvFilter>() {
             faults.push(format!("log.level: {error}"));
         }
@@ -402,7 +410,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_listed_not_only_the_first() {
-        let text = "trust_domain: Bad!\nlisten: nowhere\nleaf_life: 1y\nfile: {directory: /x, colour: red}\nmtls: maybe\nfoo: 1\napi_listen: 0.0.0.0:1\n";
+        let text = "trust_domain: Bad!\nlisten: nowhere\nleaf_life: 1y\nfile: {directory: /x, colour: red}\nmtls: maybe\nfoo: 1\napi_listen: 0.0.0.0:1\nconsul: {addresses: ['ftp://consul']}\n";
         let faults = Config::load(Some(("c.yaml", text)), |name| {
             (name == "OUTRIGGER_MAX_CONNECTIONS").then(|| "many".to_owned())
         })
@@ -413,6 +421,7 @@ mod tests {
             "listen",
             "leaf_life",
             "file.colour",
+            "consul.addresses[0]",
             "mtls",
             "foo",
             "api_listen",
@@ -424,7 +433,7 @@ mod tests {
                 "{field}: {faults:#?}"
             );
         }
-        assert_eq!(faults.len(), 8, "{faults:#?}");
+        assert_eq!(faults.len(), 9, "{faults:#?}");
     }
 
     #[test]

@@ -58,13 +58,16 @@ pub enum Answer {
 }
 
 /// What became of one claim.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     /// For the sidecar.
     pub status: v1::ClaimStatus,
-    /// Why it was refused, as a metric's label.
-    pub refused: Option<&'static str>,
+    /// What was accepted, or why it was refused, as a metric's label.
+    pub verdict: Result<(ServiceKey, SocketAddr), &'static str>,
 }
+
+/// Said to an accepted claim that is ahead of its registration.
+const NOT_THERE_YET: &str = "accepted; no source has this endpoint yet";
 
 /// See the module.
 #[derive(Debug)]
@@ -84,10 +87,12 @@ struct State {
     addresses: Addresses,
     mesh: Arc<Compiled>,
     bundle: Arc<Compiled>,
+    /// Workloads take mutual TLS only. Where they take plaintext too, as in a migration, strangers stay endpoints.
+    strict: bool,
     /// Compiled services, until they change. Only of services that somebody asked for.
     compiled: HashMap<ServiceKey, Arc<Compiled>>,
     /// What was last said to the announcing stream of a connection.
-    announced: HashMap<u64, Vec<v1::ClaimStatus>>,
+    announced: HashMap<u64, Vec<Outcome>>,
 }
 
 impl Mesh {
@@ -112,6 +117,7 @@ impl Mesh {
             addresses: Addresses::load(store.load(Table::Addresses)?),
             mesh: Arc::new(Compiled::new(Kind::Mesh, &mesh)),
             bundle: Arc::new(Compiled::new(Kind::TrustBundle, &bundle_message(bundle))),
+            strict: settings.inbound == v1::inbound::Mode::Strict,
             compiled: HashMap::new(),
             announced: HashMap::new(),
         };
@@ -152,7 +158,7 @@ impl Mesh {
                 if name != viewer.identity.as_str() {
                     return Answer::Absent;
                 }
-                let claims = state.announced.get(&viewer.connection).cloned().unwrap_or_default();
+                let claims = state.announced(viewer.connection);
                 let inbound = v1::Inbound { mode: self.settings.inbound.into(), terminating: false, claims };
                 Some(Arc::new(Compiled::new(kind, &inbound)))
             }
@@ -182,41 +188,35 @@ impl Mesh {
         let mut keys = std::collections::HashSet::from([Key::Connection(viewer.connection)]);
         let outcomes = {
             let mut state = self.state();
-            let mut keep = BTreeSet::new();
             let mut changes = Vec::new();
             let mut outcomes = Vec::new();
-            for claim in announcement.claims.iter().take(MAX_CLAIMS) {
-                let judged =
-                    self.judge(&mut state, stream, viewer, claim, announcement.draining, now, &mut changes);
+            for (index, claim) in announcement.claims.iter().enumerate() {
+                let judged = if index < MAX_CLAIMS {
+                    self.judge(&mut state, stream, viewer, claim, announcement.draining, now, &mut changes)
+                } else {
+                    Err(("too_many", format!("an announcement holds at most {MAX_CLAIMS} claims")))
+                };
                 outcomes.push(match judged {
                     Ok((service, at, changed)) => {
                         if changed {
+                            tracing::info!(target: "audit", identity = %viewer.identity, peer = %viewer.address, %service, %at,
+                                draining = announcement.draining, "claim accepted");
                             state.compiled.remove(&service);
                             keys.insert(Key::Service(service.clone()));
                             keys.insert(Key::Ip(at.ip()));
                         }
-                        let status = state.accepted(claim, &service, at);
-                        keep.insert((service, at));
-                        Outcome { status, refused: None }
+                        state.accepted(claim, service, at)
                     }
-                    Err((refused, message)) => Outcome {
-                        status: v1::ClaimStatus {
-                            service: claim.service.clone(),
-                            address: claim.address.clone(),
-                            port: claim.port,
-                            accepted: false,
-                            message,
-                            protocol: v1::Protocol::Unspecified.into(),
-                        },
-                        refused: Some(refused),
-                    },
+                    Err((reason, message)) => {
+                        let status = status(claim, false, message, v1::Protocol::Unspecified);
+                        Outcome { status, verdict: Err(reason) }
+                    }
                 });
             }
+            let keep = outcomes.iter().filter_map(|outcome| outcome.verdict.clone().ok()).collect();
             let gone = state.claims.release(stream, &keep);
             state.prune(gone.into_iter().map(|(service, _)| service), &mut changes);
-            state
-                .announced
-                .insert(viewer.connection, outcomes.iter().map(|outcome| outcome.status.clone()).collect());
+            state.announced.insert(viewer.connection, outcomes.clone());
             submit(&self.store, changes);
             outcomes
         };
@@ -239,7 +239,7 @@ impl Mesh {
 
     /// What a connection has announced.
     pub fn announced(&self, connection: u64) -> Vec<v1::ClaimStatus> {
-        self.state().announced.get(&connection).cloned().unwrap_or_default()
+        self.state().announced(connection)
     }
 
     /// Whether every source was read at least once.
@@ -249,8 +249,13 @@ impl Mesh {
 
     /// Every service as it goes to proxies.
     pub fn services(&self) -> Vec<v1::Service> {
-        let state = self.state();
-        state.catalog.services().map(|(_, service)| state.message(service)).collect()
+        let keys: Vec<ServiceKey> = self.state().catalog.services().map(|(key, _)| key.clone()).collect();
+        // The lock is taken for each alone: proxies do not wait until all is written out.
+        let message = |key| {
+            let state = self.state();
+            state.catalog.service(key).map(|service| state.message(service))
+        };
+        keys.iter().filter_map(message).collect()
     }
 
     /// Every source, and the addresses that two services share.
@@ -334,6 +339,9 @@ impl State {
     /// After the catalog changed: forgets compiled services, and, where absence is certain, claims and addresses of
     /// what is gone.
     fn settle(&mut self, changed: &mut Changed, now: SystemTime, store: &Store) {
+        if !changed.services.is_empty() {
+            changed.keys.extend(self.announcers(&changed.services));
+        }
         for service in &changed.services {
             self.compiled.remove(service);
             changed.keys.extend(self.addresses.of(service).into_iter().flatten().map(Key::Ip));
@@ -373,7 +381,11 @@ impl State {
         if let Some(compiled) = self.compiled.get(key) {
             return Some(Arc::clone(compiled));
         }
-        let compiled = Arc::new(compile::service(self.message(self.catalog.service(key)?)));
+        let mut message = self.message(self.catalog.service(key)?);
+        if self.strict {
+            compile::drop_strangers(&mut message);
+        }
+        let compiled = Arc::new(compile::service(message));
         self.compiled.insert(key.clone(), Arc::clone(&compiled));
         Some(compiled)
     }
@@ -437,20 +449,46 @@ impl State {
         given.chain(self.addresses.of(&service.spec.key).into_iter().flatten()).collect()
     }
 
-    fn accepted(&self, claim: &v1::Claim, service: &ServiceKey, at: SocketAddr) -> v1::ClaimStatus {
-        let found = self.catalog.service(service).and_then(|found| found.instance_at(at));
-        let (message, protocol) = match found {
-            Some((_, port)) => (String::new(), port.protocol),
-            None => ("accepted; no source has this endpoint yet".to_owned(), v1::Protocol::Unspecified),
+    fn accepted(&self, claim: &v1::Claim, service: ServiceKey, at: SocketAddr) -> Outcome {
+        let found = self.catalog.service(&service).and_then(|found| found.instance_at(at));
+        let status = match found {
+            Some((_, port)) => status(claim, true, String::new(), port.protocol),
+            None => status(claim, true, NOT_THERE_YET.to_owned(), v1::Protocol::Unspecified),
         };
-        v1::ClaimStatus {
-            service: claim.service.clone(),
-            address: claim.address.clone(),
-            port: claim.port,
-            accepted: true,
-            message,
-            protocol: protocol.into(),
-        }
+        Outcome { status, verdict: Ok((service, at)) }
+    }
+
+    /// What was said to the claims of a connection; the protocol hints of the accepted ones are those of now.
+    fn announced(&self, connection: u64) -> Vec<v1::ClaimStatus> {
+        let now = |outcome: &Outcome| match &outcome.verdict {
+            Ok((service, at)) => {
+                let v1::ClaimStatus { service: name, address, port, .. } = outcome.status.clone();
+                self.accepted(&v1::Claim { service: name, address, port }, service.clone(), *at).status
+            }
+            Err(_) => outcome.status.clone(),
+        };
+        self.announced.get(&connection).into_iter().flatten().map(now).collect()
+    }
+
+    /// The connections whose accepted claims concern these services.
+    fn announcers(&self, services: &BTreeSet<ServiceKey>) -> impl Iterator<Item = Key> {
+        let concerns =
+            |outcome: &Outcome| outcome.verdict.as_ref().is_ok_and(|(service, _)| services.contains(service));
+        self.announced
+            .iter()
+            .filter(move |(_, outcomes)| outcomes.iter().any(concerns))
+            .map(|(connection, _)| Key::Connection(*connection))
+    }
+}
+
+fn status(claim: &v1::Claim, accepted: bool, message: String, protocol: v1::Protocol) -> v1::ClaimStatus {
+    v1::ClaimStatus {
+        service: claim.service.clone(),
+        address: claim.address.clone(),
+        port: claim.port,
+        accepted,
+        message,
+        protocol: protocol.into(),
     }
 }
 

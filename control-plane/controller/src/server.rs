@@ -37,6 +37,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 1024;
 /// A caller without a certificate is sent away after this long.
 const STRANGER_LIFE: Duration = Duration::from_mins(1);
+/// Of all connections those without a certificate get this share, so that strangers cannot keep workloads out.
+const STRANGERS_SHARE: usize = 4;
 /// After its leaf has expired a connection has this long to hear so from its streams.
 const EXPIRED_GRACE: Duration = Duration::from_secs(5);
 /// Finds dead peers within 30 s.
@@ -112,6 +114,7 @@ pub async fn serve(
     let acceptor = Acceptor {
         credentials,
         connections: Arc::new(Semaphore::new(max_connections)),
+        strangers: Arc::new(Semaphore::new((max_connections / STRANGERS_SHARE).max(1))),
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
         metrics,
         ready: sender,
@@ -135,6 +138,7 @@ pub async fn serve(
 struct Acceptor {
     credentials: Credentials,
     connections: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     ready: mpsc::Sender<io::Result<Connection>>,
@@ -165,20 +169,27 @@ impl Acceptor {
             };
             next_connection += 1;
             let connection = next_connection;
-            let (credentials, metrics, ready) =
-                (self.credentials.clone(), Arc::clone(&self.metrics), self.ready.clone());
+            let (credentials, metrics, ready, strangers) = (
+                self.credentials.clone(),
+                Arc::clone(&self.metrics),
+                self.ready.clone(),
+                Arc::clone(&self.strangers),
+            );
             tokio::spawn(async move {
-                let refused = match tokio::time::timeout(HANDSHAKE, shake_hands(tcp, &credentials)).await {
-                    Ok(Ok(tls)) => {
-                        drop(handshake);
-                        let connection = Connection::new(tls, address, connection, permit, metrics);
-                        // The server is stopping where nobody receives.
-                        let _ = ready.send(Ok(connection)).await;
-                        return;
-                    }
+                let shaken = tokio::time::timeout(HANDSHAKE, shake_hands(tcp, &credentials)).await;
+                drop(handshake);
+                let refused = match shaken {
+                    Ok(Ok(tls)) => match admit(tls, address, connection, permit, &strangers, &metrics) {
+                        Some(connection) => {
+                            // The server is stopping where nobody receives.
+                            let _ = ready.send(Ok(connection)).await;
+                            return;
+                        }
+                        None => "strangers",
+                    },
                     Ok(Err(error)) => {
                         tracing::debug!(peer = %address, %error, "handshake failed");
-                        outrigger_certs::refusal(&error).map_or("handshake", |refusal| refusal.as_str())
+                        outrigger_certs::refusal(&error).map_or("handshake", outrigger_certs::Refusal::as_str)
                     }
                     Err(_) => "timeout",
                 };
@@ -194,36 +205,39 @@ async fn shake_hands(tcp: TcpStream, credentials: &Credentials) -> io::Result<Tl
     TlsAcceptor::from(config).accept(tcp).await
 }
 
-/// An authenticated connection; reading from it ends when its caller's time is over.
+/// The connection with its time, unless there are too many without a certificate already.
+fn admit(
+    tls: TlsStream<TcpStream>,
+    address: SocketAddr,
+    connection: u64,
+    permit: OwnedSemaphorePermit,
+    strangers: &Arc<Semaphore>,
+    metrics: &Arc<Metrics>,
+) -> Option<Connection> {
+    let peer = outrigger_certs::peer(tls.get_ref().1);
+    let (life, stranger) = match &peer {
+        Some(peer) => {
+            (peer.not_after.duration_since(SystemTime::now()).unwrap_or_default() + EXPIRED_GRACE, None)
+        }
+        None => (STRANGER_LIFE, Some(Arc::clone(strangers).try_acquire_owned().ok()?)),
+    };
+    metrics.connections.inc();
+    Some(Connection {
+        tls,
+        caller: Caller { address, connection, peer },
+        deadline: Box::pin(tokio::time::sleep(life)),
+        metrics: Arc::clone(metrics),
+        _permits: (permit, stranger),
+    })
+}
+
+/// A connection past its handshake; reading from it ends when its caller's time is over.
 struct Connection {
     tls: TlsStream<TcpStream>,
     caller: Caller,
     deadline: Pin<Box<Sleep>>,
     metrics: Arc<Metrics>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn new(
-        tls: TlsStream<TcpStream>,
-        address: SocketAddr,
-        connection: u64,
-        permit: OwnedSemaphorePermit,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let peer = outrigger_certs::peer(tls.get_ref().1);
-        let life = peer.as_ref().map_or(STRANGER_LIFE, |peer| {
-            peer.not_after.duration_since(SystemTime::now()).unwrap_or_default() + EXPIRED_GRACE
-        });
-        metrics.connections.inc();
-        Self {
-            tls,
-            caller: Caller { address, connection, peer },
-            deadline: Box::pin(tokio::time::sleep(life)),
-            metrics,
-            _permit: permit,
-        }
-    }
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 impl Drop for Connection {

@@ -160,3 +160,23 @@ async fn two_workloads_never_hold_one_instance() {
     drop(one);
     assert_eq!(identities(&mut proxy).await[0], identity("second").as_str());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_may_come_before_its_instance_and_learns_its_protocol() {
+    let mut bench = Bench::start().await;
+    let orders = bench.workload("orders", &["orders.shop"]).await;
+    let channel = orders.channel(&bench).await;
+    let mut announcing = Announcing::open(channel.clone()).await.unwrap();
+    let verdict = announcing.say(&[("orders.shop", "", 8080)], false).await;
+    assert!(verdict[0].0 && verdict[0].1.contains("no source"), "{verdict:?}");
+    let mut own = Discovery::open(channel).await.unwrap();
+    own.subscribe("Inbound", &[identity("orders").as_str()]).await;
+    let (inbound, _): (Inbound, _) = own.one("Inbound").await;
+    assert_eq!(inbound.claims[0].protocol(), outrigger_api::v1::Protocol::Unspecified);
+
+    bench.write("orders.yaml", ORDERS);
+    let (inbound, _): (Inbound, _) = own.one("Inbound").await;
+    assert_eq!(inbound.claims[0].protocol(), outrigger_api::v1::Protocol::Grpc);
+    own.subscribe("Service", &["orders.shop"]).await;
+    assert_eq!(identities(&mut own).await[0], identity("orders").as_str());
+}

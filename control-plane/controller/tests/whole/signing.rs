@@ -139,3 +139,15 @@ async fn the_api_wants_its_token_and_gives_out_no_controller() {
     let refused = bench.sign(workload.channel(&bench).await, csr, "").await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "leaves run out after the revocation: {refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_stream_outlives_its_leaf_and_the_controller_renews_its_own() {
+    let bench = Bench::start_with(&[], |config| config.leaf_life = "2s".parse().unwrap()).await;
+    let token = bench.token("web", &[], &[]).await;
+    let mut stream = bench.join(&token).await.unwrap().discover(&bench).await;
+    let status = stream.end().await.expect("a reason");
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("expired"), "{status}");
+    // The leaf that the controller started with has expired by now as well.
+    bench.join(&token).await.unwrap().discover(&bench).await;
+}
