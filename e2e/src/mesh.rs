@@ -360,6 +360,7 @@ impl Plan<'_> {
             "services": claims,
             "redirection": true,
             "threads": 1,
+            "log": { "level": std::env::var("OUTRIGGER_E2E_LOG").unwrap_or_else(|_| "info".to_owned()) },
             "drain": { "min": "2s", "max": "10s" },
         });
         if !sandbox.real_root {
@@ -405,8 +406,10 @@ impl Workload {
             command.arg("--name").arg(self.host.name());
         }
         self.app = Some(self.host.spawn("app", command).await?);
-        let ports: Vec<u16> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
-        for port in ports.into_iter().filter(|port| *port >= 1024) {
+        let pairs =
+            arguments.chunks_exact(2).filter(|pair| !["--name", "--linger-ms"].contains(&pair[0].as_str()));
+        let ports: Vec<u16> = pairs.filter_map(|pair| pair[1].parse().ok()).collect();
+        for port in ports {
             wait_until(READY_LIMIT, "the application to listen", || async {
                 let address = SocketAddr::from(([127, 0, 0, 1], port));
                 self.host.run(move || client::connect(address)).await.map(drop)

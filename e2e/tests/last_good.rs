@@ -96,6 +96,14 @@ impl World {
         self.mesh.consul.lock().await.deregister(&id).await
     }
 
+    /// Brings it back.
+    async fn register_third(&self) -> anyhow::Result<()> {
+        let host = &self.replicas[2].host;
+        let (id, address) = (format!("orders-{}", host.name()), host.v4().to_string());
+        let instance = Registration { name: "orders".to_owned(), id, address, port: HTTP };
+        self.mesh.consul.lock().await.register(&instance).await
+    }
+
     /// How long the client's sidecar takes to hold `count` endpoints.
     async fn catches_up(&self, count: usize) -> anyhow::Result<Duration> {
         let start = Instant::now();
@@ -170,29 +178,17 @@ async fn consul_misbehaves(_: Arc<()>) -> anyhow::Result<()> {
         Fault::Stall,
     ];
     let length = outage(16) / 8;
-    for (at, fault) in faults.into_iter().enumerate() {
+    for fault in faults {
         front.set(fault);
         sleep(length).await;
         world.expect_endpoints(3).await.with_context(|| format!("during {fault:?}"))?;
-        // A change made meanwhile: one more instance, which no sidecar has claimed yet.
-        let extra = Registration {
-            name: "orders".to_owned(),
-            id: format!("extra-{at}"),
-            address: format!("10.77.0.{}", 200 + at),
-            port: HTTP,
-        };
-        world.mesh.consul.lock().await.register(&extra).await?;
+        // A change made meanwhile.
+        world.deregister_third().await?;
         front.set(Fault::None);
-        let start = Instant::now();
-        wait_until(LIMIT, &format!("the change made during {fault:?}"), || async {
-            let endpoints = world.web.endpoints("orders.default").await?;
-            ensure!(endpoints.len() == 4, "{} endpoints", endpoints.len());
-            Ok(())
-        })
-        .await?;
-        println!("{fault:?}: caught up in {:?}", start.elapsed());
-        slowest = slowest.max(start.elapsed());
-        world.mesh.consul.lock().await.deregister(&extra.id).await?;
+        let caught_up = world.catches_up(2).await.with_context(|| format!("after {fault:?}"))?;
+        println!("{fault:?}: caught up in {caught_up:?}");
+        slowest = slowest.max(caught_up);
+        world.register_third().await?;
         world.wait_endpoints(3, LIMIT).await?;
     }
     let outcome = load.stop().await?;
