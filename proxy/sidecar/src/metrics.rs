@@ -284,7 +284,7 @@ impl Metrics {
         add(&mut self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    /// Everything in the text format of OpenMetrics.
+    /// Everything in the text format of `OpenMetrics`.
     pub fn encode(&self) -> String {
         let mut out = String::new();
         let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

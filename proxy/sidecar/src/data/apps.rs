@@ -97,7 +97,9 @@ pub(crate) async fn send(
             Ok(response) => return Ok(response),
             Err((error, unsent)) => match (unsent, again) {
                 (Some(unsent), _) => request = unsent,
-                (None, Some(again)) if died_unanswered(&error) && again.body().untouched() => request = again,
+                (None, Some(again)) if died_unanswered(&error) && again.body().is_repeatable() => {
+                    request = again
+                }
                 (None, _) => return Err(SendError::Sent(error)),
             },
         }

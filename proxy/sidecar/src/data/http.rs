@@ -80,9 +80,8 @@ pub(crate) enum Handler {
 impl Handler {
     fn direction(&self) -> Direction {
         match self {
-            Self::Outbound(_) => Direction::Outbound,
+            Self::Outbound(_) | Self::Refuse(_) => Direction::Outbound,
             Self::Inbound(_) => Direction::Inbound,
-            Self::Refuse(_) => Direction::Outbound,
         }
     }
 }

@@ -60,13 +60,11 @@ pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) {
         tracing::warn!(%error, "cannot read a connection's original destination");
         None
     });
-    match original.filter(|address| !worker.listeners.contains(*address)) {
-        Some(address) => arrive(worker, stream, address, address.port()).await,
-        None => {
-            worker.ctx.metrics.refused(Direction::Inbound, Reason::Loop.code());
-            Stream::plain(stream).reset_on_close();
-        }
-    }
+    let Some(address) = original.filter(|address| !worker.listeners.contains(*address)) else {
+        worker.ctx.metrics.refused(Direction::Inbound, Reason::Loop.code());
+        return Stream::plain(stream).reset_on_close();
+    };
+    arrive(worker, stream, address, address.port()).await;
 }
 
 /// A connection to an explicit inbound.
@@ -143,9 +141,8 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
 fn early_connect_after(worker: &Worker, hint: Protocol, port: u16) -> Option<Duration> {
     let memory = worker.inbound_memory.borrow().recall(&port, now());
     match plan(hint, memory, port) {
-        Plan::Opaque => Some(EARLY_CONNECT_AFTER),
+        Plan::Opaque | Plan::Detect { early_connect_after: Duration::ZERO } => Some(EARLY_CONNECT_AFTER),
         Plan::Http1 | Plan::Http2 => worker.ctx.config.timeouts.idle.enabled(),
-        Plan::Detect { early_connect_after: Duration::ZERO } => Some(EARLY_CONNECT_AFTER),
         Plan::Detect { .. } => Some(worker.ctx.config.timeouts.detect.get()),
     }
 }
@@ -265,7 +262,10 @@ impl Entry {
         message.identify(self.peer.as_ref());
         let idle = self.worker.ctx.config.timeouts.idle.enabled();
         message.body.set_idle(idle);
+        message.body.remember();
         let (mut response, lease) = self.send(&message).await?;
+        message.body.forget();
+        let version = response.version();
         let switched = message.has_switched(&response);
         let upstream = switched.then(|| hyper::upgrade::on(&mut response));
         let (mut head, incoming) = response.into_parts();
@@ -283,7 +283,7 @@ impl Entry {
         if to_sidecar && message.switches() {
             message.not_switched(&mut head);
         }
-        Ok(Response::from_parts(head, passed_on(incoming, idle, held)))
+        Ok(Response::from_parts(head, passed_on(incoming, version, idle, held)))
     }
 
     /// Sends a request to the application as it was when it left its client.
@@ -314,7 +314,7 @@ impl Entry {
             }
             match lease.send(message.to_h2()).await {
                 Ok(response) => return Ok((response, Some(lease))),
-                Err(SendError::Unprocessed) if again && message.body.untouched() => again = false,
+                Err(SendError::Unprocessed) if again && message.body.is_repeatable() => again = false,
                 Err(SendError::Unprocessed) => {
                     return Err(Refusal::new(Reason::UpstreamReset, "the application refused the request"));
                 }

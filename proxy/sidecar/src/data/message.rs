@@ -112,7 +112,7 @@ impl Message {
             headers.insert(TE, TRAILERS);
         }
         let switches = method == Method::CONNECT || protocol.is_some();
-        let mut body = Body::incoming(body);
+        let mut body = Body::incoming(body, parts.version);
         body.edit_trailers(strip_trailers);
         Ok(Self {
             method,
@@ -164,7 +164,7 @@ impl Message {
         }
     }
 
-    /// The request to a peer's sidecar. It can be made again while the body is untouched.
+    /// The request to a peer's sidecar. It can be made again while the body is repeatable.
     pub(crate) fn to_sidecar(&self) -> Request<Body> {
         let mut request = self.to_h2();
         let mark = match (self.version, self.is_upgrade()) {

@@ -158,7 +158,7 @@ impl Drop for Lease {
 /// Why there is no response.
 #[derive(Debug)]
 pub(crate) enum SendError {
-    /// The peer has not looked at the request (RFC 9113, 8.7): it may go to another, if its body is untouched.
+    /// The peer has not looked at the request (RFC 9113, 8.7): it may go to another, if its body is repeatable.
     Unprocessed,
     /// The request was sent.
     Broken(hyper::Error),

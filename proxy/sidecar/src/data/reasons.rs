@@ -100,10 +100,14 @@ fn grpc_message(text: &str) -> HeaderValue {
         if (b' '..=b'~').contains(&byte) && byte != b'%' {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            out.extend(['%', hex(byte >> 4), hex(byte & 15)]);
         }
     }
     HeaderValue::from_str(&out).expect("only printable ASCII is left")
+}
+
+fn hex(digit: u8) -> char {
+    char::from(b"0123456789ABCDEF"[usize::from(digit)])
 }
 
 #[cfg(test)]

@@ -186,20 +186,23 @@ mod tests {
     async fn each_direction_ends_for_itself() {
         let (mut client, mut a) = duplex(8);
         let (mut b, mut server) = duplex(8);
-        let both = async {
+        let asking = async {
             client.write_all(b"question, longer than the pipe").await.unwrap();
             client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let answering = async {
             let mut question = Vec::new();
             server.read_to_end(&mut question).await.unwrap();
             server.write_all(b"answer, after the end of the question").await.unwrap();
             server.shutdown().await.unwrap();
-            let mut answer = Vec::new();
-            client.read_to_end(&mut answer).await.unwrap();
-            (question, answer)
+            question
         };
-        // Sender and receiver of each pipe run in one task, so the writes above must not fill the pipes: join them.
-        let ((ended, relayed), (question, answer)) =
-            tokio::join!(relay(&mut a, &mut b, Some(Duration::from_secs(5))), both);
+        let idle = Some(Duration::from_secs(5));
+        let ((ended, relayed), answer, question) =
+            tokio::join!(relay(&mut a, &mut b, idle), asking, answering);
         assert_eq!(ended, Ended::Closed);
         assert_eq!(question, b"question, longer than the pipe");
         assert_eq!(answer, b"answer, after the end of the question");

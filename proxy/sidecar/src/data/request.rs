@@ -87,6 +87,7 @@ impl Exchange {
     ) -> Result<Response<Body>, Refusal> {
         let worker = self.route.worker.clone();
         message.body.set_idle(worker.ctx.config.timeouts.idle.enabled());
+        message.body.remember();
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut attempts = 0;
         loop {
@@ -99,7 +100,7 @@ impl Exchange {
                 Ok(answer) => {
                     let reason = answer.from_sidecar.then(|| reason_of(answer.response.headers())).flatten();
                     let elsewhere = matches!(reason, Some(Reason::ConnectFailed | Reason::ConnectTimeout));
-                    if elsewhere && !last && message.body.untouched() && self.has_others(&tried) {
+                    if elsewhere && !last && message.body.is_repeatable() && self.has_others(&tried) {
                         // The application there does not answer, and so has not seen the request.
                         Failure::Connect(ConnectError::new(Reason::ConnectFailed, "the peer's application"))
                     } else {
@@ -122,7 +123,7 @@ impl Exchange {
                         return Err(error.refusal());
                     }
                 }
-                Failure::Left if attempts < MAX_ATTEMPTS && message.body.untouched() => attempt.drained(),
+                Failure::Left if attempts < MAX_ATTEMPTS && message.body.is_repeatable() => attempt.drained(),
                 Failure::Left => {
                     attempt.drained();
                     return Err(Refusal::new(Reason::UpstreamReset, "the endpoint is shutting down"));
@@ -148,6 +149,8 @@ impl Exchange {
     ) -> Result<Response<Body>, Refusal> {
         let worker = &self.route.worker;
         let Answer { mut response, lease, from_sidecar } = answer;
+        message.body.forget();
+        let version = response.version();
         let switched = message.has_switched(&response);
         let upstream = switched.then(|| hyper::upgrade::on(&mut response));
         let (mut head, incoming) = response.into_parts();
@@ -164,17 +167,19 @@ impl Exchange {
             upgrade::tunnel(worker, Direction::Outbound, downstream, upstream, self.edge.clone(), held);
             return Ok(Response::from_parts(head, Body::empty()));
         }
-        Ok(Response::from_parts(head, passed_on(incoming, worker.ctx.config.timeouts.idle.enabled(), held)))
+        let idle = worker.ctx.config.timeouts.idle.enabled();
+        Ok(Response::from_parts(head, passed_on(incoming, version, idle, held)))
     }
 }
 
 /// The body of a response, passed on.
 pub(crate) fn passed_on(
     incoming: Incoming,
+    version: http::Version,
     idle: Option<std::time::Duration>,
     held: impl Sized + 'static,
 ) -> Body {
-    let mut body = Body::incoming(incoming).holding(held);
+    let mut body = Body::incoming(incoming, version).holding(held);
     body.set_idle(idle);
     body.edit_trailers(message::strip_trailers);
     body
