@@ -32,7 +32,7 @@ use crate::{context::Context, discovery::Discovery, drain::Phase};
 /// Connections at once. Scrapers and probes hold one each.
 const MAX_CONNECTIONS: usize = 64;
 /// A connection that sends no request for this long is closed.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 /// After an error of `accept` that may last, such as a lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 /// A listener that does not take a probe in this time is not ready. Kubernetes' own patience is 1 s.
@@ -74,7 +74,7 @@ async fn accept(admin: Arc<Admin>, listener: TcpListener, connections: Arc<Semap
             sleep(PAUSE).await;
             continue;
         };
-        let local = stream.local_addr().is_ok_and(|own| loopback(own)) && loopback(peer);
+        let local = stream.local_addr().is_ok_and(loopback) && loopback(peer);
         let admin = admin.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {

@@ -28,8 +28,6 @@ const MAX_TOKEN_BYTES: u64 = 16 * 1024;
 const SIGN_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the wall clock is looked at.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
-/// The first certificate gates the workload's start: try again sooner than a renewal would, but spread.
-const SLOWEST_FIRST_RETRY: Duration = Duration::from_secs(15);
 
 /// Gets the first certificate. Returns when there is one.
 pub async fn obtain_first(ctx: &Context) {
@@ -40,7 +38,7 @@ pub async fn obtain_first(ctx: &Context) {
             Err(error) => {
                 failures += 1;
                 ctx.control.signed("failed");
-                let delay = backoff(failures, SLOWEST_FIRST_RETRY);
+                let delay = backoff(failures, controller::slowest_retry(&error));
                 log_failure(&error, failures, delay);
                 sleep(delay).await;
             }
@@ -101,13 +99,13 @@ async fn renew(ctx: &Context, leaf: &Leaf) -> anyhow::Result<Leaf> {
                 format!("the controller refuses a renewal by the certificate in use ({status})")
             })
         }
-        other => Ok(other?),
+        other => other.map_err(Failure::into_error),
     }
 }
 
 async fn by_token(ctx: &Context, expected: Option<&SpiffeId>) -> anyhow::Result<Leaf> {
     let token = read_token(ctx)?;
-    Ok(sign(ctx, Auth::None, token, expected).await?)
+    sign(ctx, Auth::None, token, expected).await.map_err(Failure::into_error)
 }
 
 fn read_token(ctx: &Context) -> anyhow::Result<String> {
@@ -140,6 +138,16 @@ enum Failure {
     Refused(String),
     #[error(transparent)]
     Other(#[from] anyhow::Error),
+}
+
+impl Failure {
+    // Not `?`, which would hide the cause from `slowest_retry` behind this type.
+    fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::Other(error) => error,
+            refused @ Self::Refused(_) => anyhow!(refused),
+        }
+    }
 }
 
 async fn sign(

@@ -49,11 +49,26 @@ pub(crate) enum ConnectError {
 
 /// One line for each address that was tried.
 #[derive(Debug)]
-pub(crate) struct Attempts(Vec<String>);
+pub(crate) struct Attempts {
+    lines: Vec<String>,
+    /// Some address took a TCP connection.
+    reached: bool,
+}
 
 impl fmt::Display for Attempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+        f.write_str(&self.lines.join("; "))
+    }
+}
+
+/// How long to wait at most before the next attempt, with jitter over all of it.
+///
+/// Nobody there: knocking costs a packet, and a controller that returns must be found within 2 s. Somebody there who
+/// could not help: each attempt costs a handshake, and a fleet must not keep down what is struggling to get up.
+pub(crate) fn slowest_retry(error: &anyhow::Error) -> Duration {
+    match error.downcast_ref() {
+        Some(ConnectError::Addresses(Attempts { reached: false, .. })) => Duration::from_secs(1),
+        _ => Duration::from_secs(15),
     }
 }
 
@@ -79,10 +94,19 @@ pub(crate) async fn connect(ctx: &Context, auth: Auth) -> Result<Channel, Connec
             Err(error) => failures.push(format!("{text}: {error}")),
         }
     }
+    let mut reached = false;
     fastrand::shuffle(&mut addresses);
     addresses.truncate(MAX_ADDRESSES);
     for address in addresses {
-        match dial(ctx, address, tls.clone()).await {
+        let stream = match dial(ctx, address).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                failures.push(format!("{address}: {error}"));
+                continue;
+            }
+        };
+        reached = true;
+        match handshake(ctx, stream, tls.clone()).await {
             Ok(stream) => {
                 ctx.control.connect("ok");
                 return Ok(channel(ctx, stream).await?);
@@ -91,23 +115,28 @@ pub(crate) async fn connect(ctx: &Context, auth: Auth) -> Result<Channel, Connec
         }
     }
     ctx.control.connect("failed");
-    Err(ConnectError::Addresses(Attempts(failures)))
+    Err(ConnectError::Addresses(Attempts { lines: failures, reached }))
 }
 
 type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 
-async fn dial(ctx: &Context, address: SocketAddr, tls: Arc<ClientConfig>) -> io::Result<TlsStream> {
+async fn dial(ctx: &Context, address: SocketAddr) -> io::Result<TcpStream> {
     let timeouts = &ctx.config.timeouts;
-    let late = |what| move |_| io::Error::new(io::ErrorKind::TimedOut, what);
     let stream = timeout(timeouts.connect.get(), tcp(ctx.config.mark, address, None))
         .await
-        .map_err(late("no connection in time"))??;
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
     stream.set_nodelay(true)?;
     if let Some(period) = timeouts.tcp_user.enabled() {
         outrigger_intercept::sockets::set_user_timeout(&stream, period)?;
     }
+    Ok(stream)
+}
+
+async fn handshake(ctx: &Context, stream: TcpStream, tls: Arc<ClientConfig>) -> io::Result<TlsStream> {
     let handshake = TlsConnector::from(tls).connect(outrigger_certs::server_name(), stream);
-    timeout(timeouts.handshake.get(), handshake).await.map_err(late("no TLS handshake in time"))?
+    timeout(ctx.config.timeouts.handshake.get(), handshake)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time"))?
 }
 
 async fn channel(ctx: &Context, stream: TlsStream) -> Result<Channel, tonic::transport::Error> {

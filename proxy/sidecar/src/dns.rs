@@ -108,13 +108,10 @@ impl Server {
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = [0; MAX_UDP_BYTES];
         loop {
-            let (length, from) = match socket.recv_from(&mut buffer).await {
-                Ok(received) => received,
-                // As an ICMP error for an answer that nobody waits for any more.
-                Err(_) => {
-                    sleep(PAUSE).await;
-                    continue;
-                }
+            // An error is, as a rule, an ICMP message about an answer that nobody waits for any more.
+            let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+                sleep(PAUSE).await;
+                continue;
             };
             let Some(permit) = self.permit() else { continue };
             let (server, socket, query) = (self.clone(), socket.clone(), buffer[..length].to_vec());

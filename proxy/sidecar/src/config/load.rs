@@ -55,7 +55,7 @@ pub fn load(file: &str, environment: impl IntoIterator<Item = (String, String)>)
         match serde_saphyr::from_str::<Value>(file) {
             Ok(Value::Null) => {}
             Ok(value @ Value::Object(_)) => {
-                collect(&mut Vec::new(), value, &defaults, &mut settings, &mut faults)
+                collect(&mut Vec::new(), value, &defaults, &mut settings, &mut faults);
             }
             Ok(_) => faults.push("the file is no YAML mapping of fields to values".to_owned()),
             Err(error) => faults.push(format!("the file is not valid YAML: {error}")),

@@ -44,7 +44,7 @@ const NOT_FOUND: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(1);
 /// Connections that wait for an answer, over all destinations.
 const MAX_WAITERS: usize = 8 * 1024;
-/// gRPC's code for a NACK (google.rpc.Code.INVALID_ARGUMENT).
+/// gRPC's code for a NACK (`google.rpc.Code.INVALID_ARGUMENT`).
 const INVALID_ARGUMENT: i32 = 3;
 /// Faults spelled out in one NACK.
 const MAX_FAULTS: usize = 8;
@@ -396,13 +396,12 @@ impl Book {
         held.refused = None;
         match &held.state {
             // What every proxy holds is replaced, never removed.
-            State::Applied => return false,
+            State::Applied | State::Removed => return false,
             State::Service(handle) => {
                 let old = handle.load();
                 handle.store(Arc::new(Service { endpoints: Vec::new(), ..Service::clone(&old) }));
             }
             State::Asked | State::Destination(_) => held.state = State::Removed,
-            State::Removed => return false,
         }
         held.since = now;
         self.ctx.control.resource("removed");

@@ -29,7 +29,9 @@ const OUTGOING: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// One push. A service with 50,000 endpoints takes about 10 MiB.
 const MAX_PUSH_BYTES: usize = 16 * 1024 * 1024;
-const SLOWEST_RETRY: Duration = Duration::from_secs(15);
+
+/// Before the first attempt after a controller closed the stream in good order, at most.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Discovery, as the tasks of the control thread share it.
 #[derive(Clone)]
@@ -75,7 +77,8 @@ impl Discovery {
             let result = self.session(&mut heard).await;
             self.book().disconnected();
             failures = if heard { 1 } else { failures + 1 };
-            let delay = backoff(failures, SLOWEST_RETRY);
+            let slowest = result.as_ref().err().map_or(FIRST_RETRY, controller::slowest_retry);
+            let delay = backoff(failures, slowest);
             match result {
                 Ok(()) => tracing::info!(retry_in = ?delay, "the controller closed the stream"),
                 Err(error) if failures.is_power_of_two() => {
@@ -102,14 +105,14 @@ impl Discovery {
         let mut pushes = timeout(PATIENCE, opening)
             .await
             .map_err(|_| anyhow!("the controller did not open the stream within {PATIENCE:?}"))?
-            .map_err(refused)?
+            .map_err(|status| refused(&status))?
             .into_inner();
         tracing::info!(identity = %own, "connected to the controller");
         let _announcing = AbortOnDropHandle::new(tokio::spawn(announce::run(self.clone(), channel)));
         loop {
             tokio::select! {
                 push = pushes.message() => {
-                    let Some(push) = push.map_err(refused)? else { return Ok(()) };
+                    let Some(push) = push.map_err(|status| refused(&status))? else { return Ok(()) };
                     *heard = true;
                     let answer = self.book().response(push);
                     say(&requests, [answer]).await?;
@@ -122,7 +125,7 @@ impl Discovery {
     }
 }
 
-fn refused(status: tonic::Status) -> anyhow::Error {
+fn refused(status: &tonic::Status) -> anyhow::Error {
     anyhow!("{}: {}", status.code(), status.message())
 }
 

@@ -94,7 +94,7 @@ impl Question {
         let addresses = match known {
             Knowledge::Found(addresses) => addresses,
             Knowledge::NotFound => return self.no_such_name(),
-            Knowledge::Silent => return self.encode(self.response(ResponseCode::ServFail)),
+            Knowledge::Silent => return self.response(ResponseCode::ServFail).to_vec().ok(),
         };
         let mut response = self.response(ResponseCode::NoError);
         let wanted = self.query.query_type();
@@ -110,13 +110,13 @@ impl Question {
         if response.answers.is_empty() {
             response.add_authority(self.soa()?);
         }
-        self.encode(response)
+        response.to_vec().ok()
     }
 
     pub(super) fn no_such_name(&self) -> Option<Vec<u8>> {
         let mut response = self.response(ResponseCode::NXDomain);
         response.add_authority(self.soa()?);
-        self.encode(response)
+        response.to_vec().ok()
     }
 
     fn response(&self, code: ResponseCode) -> Message {
@@ -142,11 +142,6 @@ impl Question {
         let hour = 3600;
         let soa = SOA::new(server.clone(), server, 1, hour, hour, hour, NEGATIVE_TTL_SECONDS);
         Some(Record::from_rdata(zone, NEGATIVE_TTL_SECONDS, RData::SOA(soa)))
-    }
-
-    #[allow(clippy::unused_self)]
-    fn encode(&self, message: Message) -> Option<Vec<u8>> {
-        message.to_vec().ok()
     }
 }
 

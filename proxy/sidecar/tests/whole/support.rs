@@ -80,7 +80,7 @@ impl Fake {
         let store = CertificateAuthority::generate_pem(&domain).unwrap();
         let ca = CertificateAuthority::from_store(&store, &domain).unwrap();
         let state = State {
-            leaf_life: Duration::from_secs(3600),
+            leaf_life: Duration::from_hours(1),
             token_uses: 1,
             signed_by_token: 0,
             signed_by_leaf: 0,
@@ -151,7 +151,7 @@ impl Fake {
         let domain: TrustDomain = DOMAIN.parse().unwrap();
         let id = SpiffeId::new(&domain, "outrigger-system", self.identity).unwrap();
         let credentials = Credentials::new(self.ca.bundle().clone());
-        credentials.set_leaf(self.ca.issue_own(&id, Duration::from_secs(3600)).unwrap()).unwrap();
+        credentials.set_leaf(self.ca.issue_own(&id, Duration::from_hours(1)).unwrap()).unwrap();
         let tls = TlsAcceptor::from(credentials.server_config(&[b"h2"], ClientAuth::Optional).unwrap());
         let listener = TcpListener::bind(self.address).await.unwrap();
         let (accepted, incoming) = mpsc::channel::<std::io::Result<Io>>(16);
@@ -182,12 +182,13 @@ impl Fake {
     /// Ends as a killed process does: all connections break.
     pub(crate) async fn stop(&self) {
         let tasks: Vec<_> = self.tasks.lock().unwrap().drain(..).collect();
-        let mut state = self.state();
-        for stream in state.streams.drain(..) {
-            let _ = stream.try_send(Err(Status::unavailable("killed")));
+        {
+            let mut state = self.state();
+            for stream in state.streams.drain(..) {
+                let _ = stream.try_send(Err(Status::unavailable("killed")));
+            }
+            state.subscribed.clear();
         }
-        state.subscribed.clear();
-        drop(state);
         for task in tasks {
             task.abort();
             let _ = task.await;
