@@ -16,7 +16,7 @@ use crate::sources::ServiceKey;
 use crate::store::{Change, Table};
 
 /// The ranges, as the `Mesh` resource names them.
-pub const VIRTUAL_RANGES: [&str; 2] = ["253.0.0.0/8", "fd00:240::/32"];
+pub(crate) const VIRTUAL_RANGES: [&str; 2] = ["253.0.0.0/8", "fd00:240::/32"];
 
 /// How long an address is kept from others after its service has gone.
 const QUARANTINE: Duration = Duration::from_hours(24);
@@ -27,14 +27,14 @@ const MAX_ADDRESSES: usize = 500_000;
 
 /// Every address of a controller. Pure: the owner stores the changes.
 #[derive(Debug, Default)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     by_service: HashMap<ServiceKey, Record>,
     by_offset: HashMap<u32, ServiceKey>,
 }
 
 /// What the store keeps for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     offset: u32,
     /// When the service left its source, Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,7 +43,7 @@ pub struct Record {
 
 impl Addresses {
     /// Takes what the store holds. Records that contradict each other are dropped.
-    pub fn load(records: Vec<(String, Record)>) -> Self {
+    pub(crate) fn load(records: Vec<(String, Record)>) -> Self {
         let mut addresses = Self::default();
         for (service, record) in records {
             let Ok(service) = ServiceKey::parse(&service) else { continue };
@@ -56,17 +56,17 @@ impl Addresses {
     }
 
     /// The addresses of a service, if it has any: IPv4, then IPv6.
-    pub fn of(&self, service: &ServiceKey) -> Option<[IpAddr; 2]> {
+    pub(crate) fn of(&self, service: &ServiceKey) -> Option<[IpAddr; 2]> {
         self.by_service.get(service).map(|record| addresses(record.offset))
     }
 
     /// Whose address this is.
-    pub fn service(&self, address: IpAddr) -> Option<&ServiceKey> {
+    pub(crate) fn service(&self, address: IpAddr) -> Option<&ServiceKey> {
         self.by_offset.get(&offset(address)?)
     }
 
     /// Gives a service its addresses, or keeps those that it has. `None` only where [`MAX_ADDRESSES`] are held.
-    pub fn allocate(
+    pub(crate) fn allocate(
         &mut self,
         service: &ServiceKey,
         now: SystemTime,
@@ -104,7 +104,7 @@ impl Addresses {
     }
 
     /// The service is in a source (again), or, as a synced answer, in none. Unknown services are none of our business.
-    pub fn present(
+    pub(crate) fn present(
         &mut self,
         service: &ServiceKey,
         present: bool,
@@ -120,7 +120,7 @@ impl Addresses {
     }
 
     /// Every service that holds an address.
-    pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceKey> {
         self.by_service.keys()
     }
 
@@ -163,7 +163,7 @@ fn offset(address: IpAddr) -> Option<u32> {
 }
 
 /// Whether an address is in one of [`VIRTUAL_RANGES`].
-pub fn is_virtual(address: IpAddr) -> bool {
+pub(crate) fn is_virtual(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.octets()[0] == 253,
         IpAddr::V6(v6) => v6.segments()[..2] == [0xfd00, 0x240],

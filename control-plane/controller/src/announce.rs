@@ -25,7 +25,7 @@ const ANSWERS: usize = 4;
 
 /// The service.
 #[derive(Debug)]
-pub struct Announce {
+pub(crate) struct Announce {
     mesh: Arc<Mesh>,
     metrics: Arc<Metrics>,
     next_stream: AtomicU64,
@@ -34,7 +34,7 @@ pub struct Announce {
 
 impl Announce {
     /// Judges claims with `mesh`, until `stop`.
-    pub fn new(mesh: Arc<Mesh>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(mesh: Arc<Mesh>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
         Self { mesh, metrics, next_stream: AtomicU64::new(0), stop }
     }
 }

@@ -40,24 +40,24 @@ const ADMIN_TOKEN_BYTES: usize = 32;
 
 /// What the API shows and changes.
 #[derive(Debug)]
-pub struct Api {
+pub(crate) struct Api {
     /// The mesh.
-    pub mesh: Arc<Mesh>,
+    pub(crate) mesh: Arc<Mesh>,
     /// Its proxies.
-    pub proxies: Arc<Proxies>,
+    pub(crate) proxies: Arc<Proxies>,
     /// Join tokens.
-    pub tokens: Arc<Tokens>,
+    pub(crate) tokens: Arc<Tokens>,
     /// SHA-256 of the admin token.
-    pub admin: AdminToken,
+    pub(crate) admin: AdminToken,
 }
 
 /// The hash of the token that every request must bear.
 #[derive(Clone)]
-pub struct AdminToken([u8; 32]);
+pub(crate) struct AdminToken([u8; 32]);
 
 impl AdminToken {
     /// Reads the token of the file, or makes it, for its owner only.
-    pub fn open_or_create(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open_or_create(path: &Path) -> anyhow::Result<Self> {
         let made = || -> anyhow::Result<()> {
             let mut bytes = [0; ADMIN_TOKEN_BYTES];
             rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("no randomness from the kernel"))?;
@@ -98,7 +98,7 @@ fn sha256(text: &str) -> [u8; 32] {
 }
 
 /// The API's routes.
-pub fn router(api: Arc<Api>) -> Router {
+pub(crate) fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/api/v1/tokens", get(list_tokens).post(create_token))
         .route("/api/v1/tokens/{id}", delete(revoke_token))
@@ -111,7 +111,7 @@ pub fn router(api: Arc<Api>) -> Router {
 }
 
 /// The routes of the monitoring port.
-pub fn monitoring(mesh: Arc<Mesh>, registry: Registry) -> Router {
+pub(crate) fn monitoring(mesh: Arc<Mesh>, registry: Registry) -> Router {
     let registry = Arc::new(registry);
     let metrics = move || {
         let mut text = String::new();

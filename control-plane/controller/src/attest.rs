@@ -13,10 +13,10 @@ use outrigger_certs::SpiffeId;
 use crate::tokens::{self, Checked, TokenRefused, Tokens};
 
 /// What an attestor returns: the trait is used as an object, for which plain `async fn`s do not serve yet.
-pub type Attesting<'a, T> = Pin<Box<dyn Future<Output = Result<T, AttestError>> + Send + 'a>>;
+pub(crate) type Attesting<'a, T> = Pin<Box<dyn Future<Output = Result<T, AttestError>> + Send + 'a>>;
 
 /// A way to prove a workload's identity.
-pub trait Attestor: Send + Sync {
+pub(crate) trait Attestor: Send + Sync {
     /// Whether the token is of this attestor's kind.
     fn recognises(&self, token: &str) -> bool;
 
@@ -32,16 +32,16 @@ pub trait Attestor: Send + Sync {
 
 /// A proved identity.
 #[derive(Debug, Clone)]
-pub struct Attested {
+pub(crate) struct Attested {
     /// Who it is.
-    pub identity: SpiffeId,
+    pub(crate) identity: SpiffeId,
     /// By what, for the attestor and for logs: the id of a join token. Never a secret.
-    pub evidence: String,
+    pub(crate) evidence: String,
 }
 
 /// Why nobody was proved.
 #[derive(Debug, thiserror::Error)]
-pub enum AttestError {
+pub(crate) enum AttestError {
     /// The token proves nothing.
     #[error("{0}")]
     Refused(String),
@@ -52,11 +52,11 @@ pub enum AttestError {
 
 /// Attestation by join tokens.
 #[derive(Debug)]
-pub struct JoinTokens(Arc<Tokens>);
+pub(crate) struct JoinTokens(Arc<Tokens>);
 
 impl JoinTokens {
     /// Attests with these tokens.
-    pub fn new(tokens: Arc<Tokens>) -> Self {
+    pub(crate) fn new(tokens: Arc<Tokens>) -> Self {
         Self(tokens)
     }
 }

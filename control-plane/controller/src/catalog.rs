@@ -14,11 +14,11 @@ use crate::addresses;
 use crate::sources::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync};
 
 /// The suffix of the mesh's own names.
-pub const MESH_SUFFIX: &str = ".mesh";
+pub(crate) const MESH_SUFFIX: &str = ".mesh";
 
 /// A thing that a resource depends on; a change of it makes the resources of its watchers stale.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Key {
+pub(crate) enum Key {
     /// A service's endpoints and ports.
     Service(ServiceKey),
     /// Where the ports of an address lead.
@@ -35,27 +35,27 @@ pub enum Key {
 
 /// A service of the catalog.
 #[derive(Debug)]
-pub struct Service {
+pub(crate) struct Service {
     /// The names of its sources, joined by `,`.
-    pub sources: String,
+    pub(crate) sources: String,
     /// Merged and checked.
-    pub spec: Arc<SourceService>,
+    pub(crate) spec: Arc<SourceService>,
 }
 
 /// What one step changed.
 #[derive(Debug, Default)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// Services that came, went or differ.
-    pub services: BTreeSet<ServiceKey>,
+    pub(crate) services: BTreeSet<ServiceKey>,
     /// All that depends on them.
-    pub keys: HashSet<Key>,
+    pub(crate) keys: HashSet<Key>,
     /// Every source is synced now, and was not before: what was kept silent can be answered.
-    pub became_synced: bool,
+    pub(crate) became_synced: bool,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct Catalog {
+pub(crate) struct Catalog {
     allow_loopback: bool,
     sources: Vec<SourceState>,
     services: BTreeMap<ServiceKey, Service>,
@@ -74,18 +74,18 @@ struct SourceState {
 
 /// A source, as people see it.
 #[derive(Debug)]
-pub struct SourceView {
+pub(crate) struct SourceView {
     /// Its name.
-    pub name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// Its newest snapshot.
-    pub snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: Arc<Snapshot>,
     /// What the catalog refused of it; at most [`MAX_FAULTS`].
-    pub refused: Vec<Fault>,
+    pub(crate) refused: Vec<Fault>,
 }
 
 impl Catalog {
     /// An empty catalog of these sources. Without any source it is synced, and holds nothing.
-    pub fn new(sources: impl IntoIterator<Item = Arc<str>>, allow_loopback: bool) -> Self {
+    pub(crate) fn new(sources: impl IntoIterator<Item = Arc<str>>, allow_loopback: bool) -> Self {
         let sources = sources
             .into_iter()
             .map(|name| SourceState { name, snapshot: Arc::default(), refused: BTreeMap::new() })
@@ -101,7 +101,7 @@ impl Catalog {
     }
 
     /// Takes a source's newest snapshot. `index` counts the sources in the order given to [`Catalog::new`].
-    pub fn apply(&mut self, index: usize, snapshot: Arc<Snapshot>) -> Changed {
+    pub(crate) fn apply(&mut self, index: usize, snapshot: Arc<Snapshot>) -> Changed {
         let was_synced = self.synced();
         let before = std::mem::replace(&mut self.sources[index].snapshot, snapshot);
         let after = Arc::clone(&self.sources[index].snapshot);
@@ -120,27 +120,27 @@ impl Catalog {
     }
 
     /// Whether "there is no such thing" can be said.
-    pub fn synced(&self) -> bool {
+    pub(crate) fn synced(&self) -> bool {
         self.sources.iter().all(|source| source.snapshot.sync == Sync::Synced)
     }
 
     /// Whether every source was read at least once.
-    pub fn started(&self) -> bool {
+    pub(crate) fn started(&self) -> bool {
         self.sources.iter().all(|source| source.snapshot.sync != Sync::Never)
     }
 
     /// A service.
-    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+    pub(crate) fn service(&self, key: &ServiceKey) -> Option<&Service> {
         self.services.get(key)
     }
 
     /// All services.
-    pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
+    pub(crate) fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
         self.services.iter()
     }
 
     /// All sources.
-    pub fn sources(&self) -> impl Iterator<Item = SourceView> {
+    pub(crate) fn sources(&self) -> impl Iterator<Item = SourceView> {
         self.sources.iter().map(|source| SourceView {
             name: Arc::clone(&source.name),
             snapshot: Arc::clone(&source.snapshot),
@@ -149,22 +149,22 @@ impl Catalog {
     }
 
     /// The services of which `address` is an endpoint, in the order of their names.
-    pub fn at_endpoint(&self, address: SocketAddr) -> impl Iterator<Item = &ServiceKey> {
+    pub(crate) fn at_endpoint(&self, address: SocketAddr) -> impl Iterator<Item = &ServiceKey> {
         self.by_endpoint.get(&address).into_iter().flatten()
     }
 
     /// The service to which a source gave this virtual address: of several the first by name.
-    pub fn at_virtual(&self, address: IpAddr) -> Option<&ServiceKey> {
+    pub(crate) fn at_virtual(&self, address: IpAddr) -> Option<&ServiceKey> {
         self.by_virtual.get(&address)?.first()
     }
 
     /// The service that a DNS name (lower case, no final dot) means: of several the first by name.
-    pub fn named(&self, name: &str) -> Option<&ServiceKey> {
+    pub(crate) fn named(&self, name: &str) -> Option<&ServiceKey> {
         self.by_name.get(name)?.first()
     }
 
     /// Addresses that belong to more than one service, which is likely a mistake in a source; at most [`MAX_FAULTS`].
-    pub fn shared_addresses(&self) -> Vec<(SocketAddr, Vec<ServiceKey>)> {
+    pub(crate) fn shared_addresses(&self) -> Vec<(SocketAddr, Vec<ServiceKey>)> {
         let shared = self.by_endpoint.iter().filter(|(_, services)| services.len() > 1).take(MAX_FAULTS);
         shared.map(|(address, services)| (*address, services.iter().cloned().collect())).collect()
     }
@@ -217,7 +217,7 @@ impl Catalog {
 impl Service {
     /// The listed port that clients dial, or `None` where the service has none such. A service without listed ports
     /// has every port.
-    pub fn port(&self, port: u16) -> Option<ServicePort> {
+    pub(crate) fn port(&self, port: u16) -> Option<ServicePort> {
         if self.spec.ports.is_empty() {
             return Some(ServicePort { port, name: String::new(), protocol: self.spec.protocol });
         }
@@ -225,7 +225,7 @@ impl Service {
     }
 
     /// The instance that listens on `address`, and the service port that leads there.
-    pub fn instance_at(&self, address: SocketAddr) -> Option<(&Instance, ServicePort)> {
+    pub(crate) fn instance_at(&self, address: SocketAddr) -> Option<(&Instance, ServicePort)> {
         self.spec.instances.iter().filter(|instance| instance.address == address.ip()).find_map(|instance| {
             let listed =
                 self.spec.ports.iter().find(|port| instance.target(port.port) == Some(address.port()));
@@ -243,7 +243,7 @@ impl Service {
 
 impl Instance {
     /// The port at this instance for a service port.
-    pub fn target(&self, port: u16) -> Option<u16> {
+    pub(crate) fn target(&self, port: u16) -> Option<u16> {
         self.ports.get(&port).or_else(|| self.ports.get(&0)).copied()
     }
 }

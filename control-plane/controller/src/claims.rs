@@ -18,27 +18,27 @@ use crate::sources::ServiceKey;
 use crate::store::{Change, Table};
 
 /// Claims of one announcement: a workload serves a handful of services.
-pub const MAX_CLAIMS: usize = 64;
+pub(crate) const MAX_CLAIMS: usize = 64;
 
 /// A stream that announces. Unique in the life of a controller.
-pub type StreamId = u64;
+pub(crate) type StreamId = u64;
 
 /// An accepted claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// Who proved to be there.
-    pub identity: SpiffeId,
+    pub(crate) identity: SpiffeId,
     /// Since when this identity holds it, Unix seconds: of two services that claim one address the older is meant.
-    pub since: u64,
+    pub(crate) since: u64,
     /// The workload is leaving.
-    pub draining: bool,
+    pub(crate) draining: bool,
     /// The stream that made it, while it is open.
     holder: Option<StreamId>,
 }
 
 /// What the store keeps of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     identity: String,
     since: u64,
     #[serde(default)]
@@ -47,21 +47,21 @@ pub struct Record {
 
 /// Another workload holds the claim on an open stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub(crate) struct Held {
     /// Who.
-    pub by: SpiffeId,
+    pub(crate) by: SpiffeId,
 }
 
 /// Every claim. Pure: the owner stores the changes.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub(crate) struct Claims {
     by_service: HashMap<ServiceKey, BTreeMap<SocketAddr, Claim>>,
     by_stream: HashMap<StreamId, BTreeSet<(ServiceKey, SocketAddr)>>,
 }
 
 impl Claims {
     /// Takes what the store holds.
-    pub fn load(records: Vec<(String, Record)>) -> Self {
+    pub(crate) fn load(records: Vec<(String, Record)>) -> Self {
         let mut claims = Self::default();
         for (key, record) in records {
             let parsed = key
@@ -75,12 +75,12 @@ impl Claims {
     }
 
     /// The claim on `at` as an instance of `service`.
-    pub fn get(&self, service: &ServiceKey, at: SocketAddr) -> Option<&Claim> {
+    pub(crate) fn get(&self, service: &ServiceKey, at: SocketAddr) -> Option<&Claim> {
         self.by_service.get(service)?.get(&at)
     }
 
     /// Records a claim that was found to be allowed. `Ok(true)`: it changes what others see of the service.
-    pub fn accept(
+    pub(crate) fn accept(
         &mut self,
         stream: StreamId,
         identity: &SpiffeId,
@@ -119,7 +119,7 @@ impl Claims {
     }
 
     /// The stream holds nothing but `keep` any more. Returns what it let go: sticky claims without a holder now.
-    pub fn release(
+    pub(crate) fn release(
         &mut self,
         stream: StreamId,
         keep: &BTreeSet<(ServiceKey, SocketAddr)>,
@@ -139,7 +139,7 @@ impl Claims {
     }
 
     /// Forgets the claims on a service that nobody holds and whose instance is gone, as a synced source says.
-    pub fn prune(
+    pub(crate) fn prune(
         &mut self,
         service: &ServiceKey,
         mut present: impl FnMut(SocketAddr) -> bool,
@@ -159,7 +159,7 @@ impl Claims {
     }
 
     /// Every service that has a claim.
-    pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceKey> {
         self.by_service.keys()
     }
 }

@@ -20,7 +20,7 @@ const VERSION_BYTES: usize = 12;
 
 /// The resource types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// `Destination`
     Destination,
     /// `Service`
@@ -35,11 +35,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
+    pub(crate) const ALL: [Self; 5] =
         [Self::Mesh, Self::TrustBundle, Self::Inbound, Self::Service, Self::Destination];
 
     /// The type URL of the kind.
-    pub fn type_url(self) -> &'static str {
+    pub(crate) fn type_url(self) -> &'static str {
         match self {
             Self::Destination => type_url::DESTINATION,
             Self::Service => type_url::SERVICE,
@@ -50,28 +50,28 @@ impl Kind {
     }
 
     /// The kind of a type URL.
-    pub fn from_type_url(url: &str) -> Option<Self> {
+    pub(crate) fn from_type_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
     /// The message's name, for people.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         self.type_url().rsplit('.').next().unwrap_or_default()
     }
 }
 
 /// A resource, ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Compiled {
+pub(crate) struct Compiled {
     /// A hash of the content.
-    pub version: Arc<str>,
+    pub(crate) version: Arc<str>,
     /// The message in its envelope.
-    pub any: prost_types::Any,
+    pub(crate) any: prost_types::Any,
 }
 
 impl Compiled {
     /// Wraps a message without maps: their order on the wire is not fixed, see [`service`].
-    pub fn new(kind: Kind, message: &impl Message) -> Self {
+    pub(crate) fn new(kind: Kind, message: &impl Message) -> Self {
         let value = message.encode_to_vec();
         let mut hash = Context::new(&SHA256);
         hash.update(&value);
@@ -86,7 +86,7 @@ impl Compiled {
 }
 
 /// A service with its endpoints. `claim` finds the claim on an instance, if there is one.
-pub fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option<&'a Claim>) -> v1::Service {
+pub(crate) fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option<&'a Claim>) -> v1::Service {
     let spec = &service.spec;
     let mut ports: Vec<v1::service::Port> = spec
         .ports
@@ -113,7 +113,7 @@ pub fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option<&'a Cl
 ///
 /// Whoever may write to Consul can register an address under any name; in a service that is meshed, such an address
 /// gets nothing, neither traffic in the clear nor a share of it. What a file says, its author says.
-pub fn drop_strangers(message: &mut v1::Service) {
+pub(crate) fn drop_strangers(message: &mut v1::Service) {
     let open_registry = message.source.split(',').all(|source| source != "file");
     if open_registry && message.endpoints.iter().any(|endpoint| !endpoint.identity.is_empty()) {
         message.endpoints.retain(|endpoint| !endpoint.identity.is_empty());
@@ -121,7 +121,7 @@ pub fn drop_strangers(message: &mut v1::Service) {
 }
 
 /// The same, ready to be sent.
-pub fn service(mut message: v1::Service) -> Compiled {
+pub(crate) fn service(mut message: v1::Service) -> Compiled {
     // `Endpoint.ports` is a map, whose entries prost writes in no fixed order: they go into the hash by themselves.
     let ports: Vec<_> =
         message.endpoints.iter_mut().map(|endpoint| std::mem::take(&mut endpoint.ports)).collect();
@@ -141,7 +141,12 @@ pub fn service(mut message: v1::Service) -> Compiled {
 }
 
 /// Where an address or a name leads.
-pub fn destination(service: &str, port: u16, endpoint: &str, virtual_addresses: &[IpAddr]) -> Compiled {
+pub(crate) fn destination(
+    service: &str,
+    port: u16,
+    endpoint: &str,
+    virtual_addresses: &[IpAddr],
+) -> Compiled {
     Compiled::new(
         Kind::Destination,
         &v1::Destination {

@@ -24,31 +24,31 @@ use crate::tokens::{NotGranted, Tokens};
 
 /// The mesh's own settings.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Addresses that belong to the mesh.
-    pub cidrs: Vec<String>,
+    pub(crate) cidrs: Vec<String>,
     /// What proxies do with addresses outside.
-    pub outbound: v1::mesh::OutboundDefault,
+    pub(crate) outbound: v1::mesh::OutboundDefault,
     /// Whether workloads take plaintext.
-    pub inbound: v1::inbound::Mode,
+    pub(crate) inbound: v1::inbound::Mode,
     /// Whether endpoints may be on loopback.
-    pub allow_loopback: bool,
+    pub(crate) allow_loopback: bool,
 }
 
 /// Who asks.
 #[derive(Debug, Clone)]
-pub struct Viewer {
+pub(crate) struct Viewer {
     /// Proved by its leaf.
-    pub identity: SpiffeId,
+    pub(crate) identity: SpiffeId,
     /// Where its connection comes from.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// Its connection, unique in the life of the controller.
-    pub connection: u64,
+    pub(crate) connection: u64,
 }
 
 /// The answer to one resource name.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// This.
     Found(Arc<Compiled>),
     /// Every source is synced, and there is no such thing.
@@ -59,11 +59,11 @@ pub enum Answer {
 
 /// What became of one claim.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// For the sidecar.
-    pub status: v1::ClaimStatus,
+    pub(crate) status: v1::ClaimStatus,
     /// What was accepted, or why it was refused, as a metric's label.
-    pub verdict: Result<(ServiceKey, SocketAddr), &'static str>,
+    pub(crate) verdict: Result<(ServiceKey, SocketAddr), &'static str>,
 }
 
 /// Said to an accepted claim that is ahead of its registration.
@@ -71,7 +71,7 @@ const NOT_THERE_YET: &str = "accepted; no source has this endpoint yet";
 
 /// See the module.
 #[derive(Debug)]
-pub struct Mesh {
+pub(crate) struct Mesh {
     settings: Settings,
     store: Arc<Store>,
     tokens: Arc<Tokens>,
@@ -97,7 +97,7 @@ struct State {
 
 impl Mesh {
     /// Loads claims and addresses; the catalog starts empty and unsynced.
-    pub fn load(
+    pub(crate) fn load(
         settings: Settings,
         sources: impl IntoIterator<Item = Arc<str>>,
         bundle: &TrustBundle,
@@ -126,12 +126,12 @@ impl Mesh {
     }
 
     /// Who must be told of changes.
-    pub fn fanout(&self) -> &Fanout {
+    pub(crate) fn fanout(&self) -> &Fanout {
         &self.fanout
     }
 
     /// Takes a source's newest snapshot and tells whom it concerns.
-    pub fn apply(&self, source: usize, snapshot: Arc<Snapshot>, now: SystemTime) {
+    pub(crate) fn apply(&self, source: usize, snapshot: Arc<Snapshot>, now: SystemTime) {
         let (changed, synced) = {
             let mut state = self.state();
             let mut changed = state.catalog.apply(source, snapshot);
@@ -149,7 +149,7 @@ impl Mesh {
     }
 
     /// The resource of a name, as this viewer may see it. Asking for a service by name gives it its virtual addresses.
-    pub fn answer(&self, kind: Kind, name: &str, viewer: &Viewer, now: SystemTime) -> Answer {
+    pub(crate) fn answer(&self, kind: Kind, name: &str, viewer: &Viewer, now: SystemTime) -> Answer {
         let mut state = self.state();
         let found = match kind {
             Kind::Mesh => (name == MESH_NAME).then(|| Arc::clone(&state.mesh)),
@@ -178,7 +178,7 @@ impl Mesh {
     }
 
     /// Judges an announcement, which replaces what the stream announced before.
-    pub fn announce(
+    pub(crate) fn announce(
         &self,
         stream: StreamId,
         viewer: &Viewer,
@@ -225,7 +225,7 @@ impl Mesh {
     }
 
     /// The announcing stream ended: its claims stay with their instances, as they are.
-    pub fn announcer_left(&self, stream: StreamId, viewer: &Viewer) {
+    pub(crate) fn announcer_left(&self, stream: StreamId, viewer: &Viewer) {
         {
             let mut state = self.state();
             let gone = state.claims.release(stream, &BTreeSet::new());
@@ -238,17 +238,17 @@ impl Mesh {
     }
 
     /// What a connection has announced.
-    pub fn announced(&self, connection: u64) -> Vec<v1::ClaimStatus> {
+    pub(crate) fn announced(&self, connection: u64) -> Vec<v1::ClaimStatus> {
         self.state().announced(connection)
     }
 
     /// Whether every source was read at least once.
-    pub fn started(&self) -> bool {
+    pub(crate) fn started(&self) -> bool {
         self.state().catalog.started()
     }
 
     /// Every service as it goes to proxies.
-    pub fn services(&self) -> Vec<v1::Service> {
+    pub(crate) fn services(&self) -> Vec<v1::Service> {
         let keys: Vec<ServiceKey> = self.state().catalog.services().map(|(key, _)| key.clone()).collect();
         // The lock is taken for each alone: proxies do not wait until all is written out.
         let message = |key| {
@@ -259,7 +259,7 @@ impl Mesh {
     }
 
     /// Every source, and the addresses that two services share.
-    pub fn sources(&self) -> (Vec<SourceView>, Vec<(SocketAddr, Vec<ServiceKey>)>) {
+    pub(crate) fn sources(&self) -> (Vec<SourceView>, Vec<(SocketAddr, Vec<ServiceKey>)>) {
         let state = self.state();
         (state.catalog.sources().collect(), state.catalog.shared_addresses())
     }
@@ -499,7 +499,7 @@ fn submit(store: &Store, changes: Vec<Change>) {
 }
 
 /// The bundle on the wire.
-pub fn bundle_message(bundle: &TrustBundle) -> v1::TrustBundle {
+pub(crate) fn bundle_message(bundle: &TrustBundle) -> v1::TrustBundle {
     v1::TrustBundle {
         trust_domain: bundle.trust_domain().to_string(),
         roots: bundle.roots().iter().map(|root| root.to_vec()).collect(),

@@ -10,56 +10,55 @@ use crate::compile::Kind;
 
 /// Which resource type.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct KindLabel {
+pub(crate) struct KindLabel {
     r#type: &'static str,
 }
 
 impl KindLabel {
     /// The label of a kind.
-    pub fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         Self { r#type: kind.name() }
     }
 }
 
 /// Why, out of the fixed set of the place that counts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
+pub(crate) struct ReasonLabel {
     reason: &'static str,
 }
 
 impl ReasonLabel {
     /// The label of a reason.
-    pub fn new(reason: &'static str) -> Self {
+    pub(crate) fn new(reason: &'static str) -> Self {
         Self { reason }
     }
 }
 
-/// Every metric of the controller, named in [`Metrics::register`].
-#[expect(missing_docs, reason = "the help texts below are the documentation")]
+/// Every metric of the controller; [`Metrics::register`] names and explains them.
 #[derive(Debug, Default)]
-pub struct Metrics {
-    pub synced: Gauge,
-    pub services: Gauge,
-    pub connections: Gauge,
-    pub handshakes_refused: Family<ReasonLabel, Counter>,
-    pub streams: Gauge,
-    pub pushes: Family<KindLabel, Counter>,
-    pub pushed_resources: Family<KindLabel, Counter>,
-    pub acks: Family<KindLabel, Counter>,
-    pub nacks: Family<KindLabel, Counter>,
-    pub unknown_types: Counter,
-    pub ads_refused: Family<ReasonLabel, Counter>,
-    pub signed: Family<ReasonLabel, Counter>,
-    pub sign_refused: Family<ReasonLabel, Counter>,
-    pub announcers: Gauge,
-    pub claims_refused: Family<ReasonLabel, Counter>,
-    pub own_leaf_expiry: Gauge,
-    pub issuer_expiry: Gauge,
+pub(crate) struct Metrics {
+    pub(crate) synced: Gauge,
+    pub(crate) services: Gauge,
+    pub(crate) connections: Gauge,
+    pub(crate) handshakes_refused: Family<ReasonLabel, Counter>,
+    pub(crate) streams: Gauge,
+    pub(crate) pushes: Family<KindLabel, Counter>,
+    pub(crate) pushed_resources: Family<KindLabel, Counter>,
+    pub(crate) acks: Family<KindLabel, Counter>,
+    pub(crate) nacks: Family<KindLabel, Counter>,
+    pub(crate) unknown_types: Counter,
+    pub(crate) ads_refused: Family<ReasonLabel, Counter>,
+    pub(crate) signed: Family<ReasonLabel, Counter>,
+    pub(crate) sign_refused: Family<ReasonLabel, Counter>,
+    pub(crate) announcers: Gauge,
+    pub(crate) claims_refused: Family<ReasonLabel, Counter>,
+    pub(crate) own_leaf_expiry: Gauge,
+    pub(crate) issuer_expiry: Gauge,
 }
 
 impl Metrics {
     /// A registry that holds them all.
-    pub fn register(&self) -> Registry {
+    pub(crate) fn register(&self) -> Registry {
         let mut registry = Registry::with_prefix("outrigger");
         registry.register("sources_synced", "1 while every source is synced", self.synced.clone());
         registry.register("services", "Services in the catalog", self.services.clone());

@@ -57,22 +57,22 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// Where the connection comes from.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     connection: u64,
     peer: Option<Peer>,
 }
 
 impl Caller {
     /// The caller of a request.
-    pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let caller = request.extensions().get::<Self>().cloned();
         caller.ok_or_else(|| Status::internal("the connection is not known"))
     }
 
     /// The workload that it has proved to be, and when that proof ends.
-    pub fn workload(&self, purpose: &str) -> Result<(Viewer, Instant), Status> {
+    pub(crate) fn workload(&self, purpose: &str) -> Result<(Viewer, Instant), Status> {
         let peer = self.peer.as_ref().ok_or_else(|| {
             Status::unauthenticated(format!(
                 "{purpose} needs a workload's certificate; ask for one with a token first"
@@ -92,17 +92,17 @@ impl Caller {
 
 /// The services of the port.
 #[derive(Debug)]
-pub struct Services {
+pub(crate) struct Services {
     /// Discovery.
-    pub ads: Ads,
+    pub(crate) ads: Ads,
     /// Certificates.
-    pub sign: Sign,
+    pub(crate) sign: Sign,
     /// Announcements.
-    pub announce: Announce,
+    pub(crate) announce: Announce,
 }
 
 /// Serves until `stop`, then closes what is open.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     credentials: Credentials,
     services: Services,

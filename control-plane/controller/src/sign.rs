@@ -30,15 +30,15 @@ const BURST: Duration = Duration::from_secs(10);
 
 /// How many leaves are signed.
 #[derive(Debug, Clone, Copy)]
-pub struct SignLimits {
+pub(crate) struct SignLimits {
     /// Leaves a second, in all.
-    pub per_second: u32,
+    pub(crate) per_second: u32,
     /// Leaves a second for one identity, which all replicas of a workload share.
-    pub per_identity_per_second: u32,
+    pub(crate) per_identity_per_second: u32,
 }
 
 /// The service.
-pub struct Sign {
+pub(crate) struct Sign {
     ca: Arc<CertificateAuthority>,
     attestors: Vec<Box<dyn Attestor>>,
     tokens: Arc<Tokens>,
@@ -51,7 +51,7 @@ pub struct Sign {
 
 impl Sign {
     /// Signs with `ca` leaves that live `leaf_life`.
-    pub fn new(
+    pub(crate) fn new(
         ca: Arc<CertificateAuthority>,
         attestors: Vec<Box<dyn Attestor>>,
         tokens: Arc<Tokens>,

@@ -21,7 +21,7 @@ const BATCH: usize = 512;
 
 /// The tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Table {
+pub(crate) enum Table {
     /// Join tokens by id.
     Tokens,
     /// Accepted claims by `<service> <address>`.
@@ -44,7 +44,7 @@ impl Table {
 
 /// Why the store could not do something.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The file cannot be opened; another controller may hold it.
     #[error("cannot open the store {path}: {reason}; is another controller running on this data directory?")]
     Open {
@@ -68,7 +68,7 @@ pub enum StoreError {
 
 /// One change of one record.
 #[derive(Debug)]
-pub struct Change {
+pub(crate) struct Change {
     table: Table,
     key: String,
     value: Option<Vec<u8>>,
@@ -76,14 +76,14 @@ pub struct Change {
 
 impl Change {
     /// Sets a record.
-    pub fn put<T: Serialize>(table: Table, key: impl Into<String>, value: &T) -> Self {
+    pub(crate) fn put<T: Serialize>(table: Table, key: impl Into<String>, value: &T) -> Self {
         let value =
             serde_json::to_vec(value).expect("records hold strings, numbers and lists, which are JSON");
         Self { table, key: key.into(), value: Some(value) }
     }
 
     /// Deletes a record; deleting nothing is fine.
-    pub fn delete(table: Table, key: impl Into<String>) -> Self {
+    pub(crate) fn delete(table: Table, key: impl Into<String>) -> Self {
         Self { table, key: key.into(), value: None }
     }
 
@@ -96,11 +96,11 @@ impl Change {
 /// Tells when a submission is on the disk.
 #[derive(Debug)]
 #[must_use = "drop it with `forget` where durability need not be awaited"]
-pub struct Receipt(oneshot::Receiver<Result<(), String>>);
+pub(crate) struct Receipt(oneshot::Receiver<Result<(), String>>);
 
 impl Receipt {
     /// Waits until the changes are durable.
-    pub async fn durable(self) -> Result<(), StoreError> {
+    pub(crate) async fn durable(self) -> Result<(), StoreError> {
         match self.0.await {
             Ok(result) => result.map_err(StoreError::Write),
             Err(_) => Err(StoreError::Write("the store is closed or its queue is full".to_owned())),
@@ -108,7 +108,9 @@ impl Receipt {
     }
 
     /// The change is in memory and will be made again if it is lost: nobody waits. Failures are logged by the writer.
-    pub fn forget(self) {}
+    pub(crate) fn forget(self) {
+        drop(self);
+    }
 }
 
 struct Submission {
@@ -118,7 +120,7 @@ struct Submission {
 
 /// The open store. Dropping it waits for what was submitted.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     submissions: Option<mpsc::SyncSender<Submission>>,
     writer: Option<JoinHandle<()>>,
     database: std::sync::Arc<Database>,
@@ -126,7 +128,7 @@ pub struct Store {
 
 impl Store {
     /// Opens the file, creating it at first start.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let open = || -> Result<Database, redb::Error> {
             let database = Database::create(path)?;
             let transaction = database.begin_write()?;
@@ -151,7 +153,7 @@ impl Store {
     }
 
     /// Every record of a table.
-    pub fn load<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>, StoreError> {
+    pub(crate) fn load<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>, StoreError> {
         let failed = |reason: String| StoreError::Read { table, reason };
         let read = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
             let transaction = self.database.begin_read()?;
@@ -175,7 +177,7 @@ impl Store {
 
     /// Hands changes to the writer; they become durable together, after all that was submitted before.
     /// Never blocks: where the queue is full the receipt fails.
-    pub fn submit(&self, changes: Vec<Change>) -> Receipt {
+    pub(crate) fn submit(&self, changes: Vec<Change>) -> Receipt {
         let (done, receipt) = oneshot::channel();
         if let Some(submissions) = &self.submissions
             && submissions.try_send(Submission { changes, done }).is_err()

@@ -21,7 +21,7 @@ use crate::sources::ServiceKey;
 use crate::store::{Change, Store, StoreError, Table};
 
 /// Tells our tokens from other attestation tokens, and in scans for leaked secrets.
-pub const PREFIX: &str = "ort1_";
+pub(crate) const PREFIX: &str = "ort1_";
 
 /// Records held at once; each is below 2 KiB with the bounds below.
 const MAX_TOKENS: usize = 100_000;
@@ -36,7 +36,7 @@ const SECRET_BYTES: usize = 32;
 /// How often a token can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Uses {
+pub(crate) enum Uses {
     /// Once: for workloads whose restart brings a new token.
     #[default]
     OneTime,
@@ -47,21 +47,21 @@ pub enum Uses {
 /// What somebody asks for.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NewToken {
+pub(crate) struct NewToken {
     /// The SPIFFE id that its bearer becomes.
-    pub identity: String,
+    pub(crate) identity: String,
     /// Services that its bearer may claim to serve; a bare name is in namespace `default`.
     #[serde(default)]
-    pub services: Vec<String>,
+    pub(crate) services: Vec<String>,
     /// Networks that its bearer's announced addresses must lie in. Empty: exactly the address that it connects from.
     #[serde(default)]
-    pub cidrs: Vec<IpNet>,
+    pub(crate) cidrs: Vec<IpNet>,
     /// Seconds until it can no longer be used. 3,600 by default.
     #[serde(default = "default_life")]
-    pub ttl_seconds: u64,
+    pub(crate) ttl_seconds: u64,
     /// One-time by default.
     #[serde(default)]
-    pub uses: Uses,
+    pub(crate) uses: Uses,
 }
 
 fn default_life() -> u64 {
@@ -86,30 +86,30 @@ struct Record {
 
 /// A token as people see it: all but its secret.
 #[derive(Debug, Clone, Serialize)]
-pub struct TokenInfo {
+pub(crate) struct TokenInfo {
     /// Names it in `DELETE`.
-    pub id: String,
+    pub(crate) id: String,
     /// The SPIFFE id that its bearer becomes.
-    pub identity: String,
+    pub(crate) identity: String,
     /// What it may serve.
-    pub services: Vec<String>,
+    pub(crate) services: Vec<String>,
     /// Where it may live.
-    pub cidrs: Vec<IpNet>,
+    pub(crate) cidrs: Vec<IpNet>,
     /// How often it can be used.
-    pub uses: Uses,
+    pub(crate) uses: Uses,
     /// Unix seconds.
-    pub created: u64,
+    pub(crate) created: u64,
     /// Unix seconds.
-    pub expires: u64,
+    pub(crate) expires: u64,
     /// How many leaves were signed for it.
-    pub used: u64,
+    pub(crate) used: u64,
     /// Whether it can be used now.
-    pub usable: bool,
+    pub(crate) usable: bool,
 }
 
 /// Why a token cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum NewTokenError {
+pub(crate) enum NewTokenError {
     /// The request is at fault; the texts say each way in which.
     #[error("{}", .0.join("; "))]
     Invalid(Vec<String>),
@@ -123,7 +123,7 @@ pub enum NewTokenError {
 
 /// Why a token was not taken. Deliberately not more precise towards the bearer than this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TokenRefused {
+pub(crate) enum TokenRefused {
     /// No such token, or its secret is another.
     #[error("the join token is unknown or was revoked; make a new one with `outrigger token create`")]
     Unknown,
@@ -137,16 +137,16 @@ pub enum TokenRefused {
 
 /// A token that was checked and not yet used.
 #[derive(Debug, Clone)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// Whose it is.
-    pub identity: SpiffeId,
+    pub(crate) identity: SpiffeId,
     /// Which.
-    pub id: String,
+    pub(crate) id: String,
 }
 
 /// Every token. Cheap to share.
 #[derive(Debug)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     store: Arc<Store>,
     trust_domain: String,
     controller: SpiffeId,
@@ -156,14 +156,22 @@ pub struct Tokens {
 
 impl Tokens {
     /// Loads the tokens of the store.
-    pub fn load(store: Arc<Store>, controller: SpiffeId, leaf_life: Duration) -> Result<Self, StoreError> {
+    pub(crate) fn load(
+        store: Arc<Store>,
+        controller: SpiffeId,
+        leaf_life: Duration,
+    ) -> Result<Self, StoreError> {
         let records = store.load(Table::Tokens)?.into_iter().collect();
         let trust_domain = controller.trust_domain().to_owned();
         Ok(Self { store, trust_domain, controller, leaf_life, records: Mutex::new(records) })
     }
 
     /// Makes a token and returns its text, the only time that it exists here.
-    pub async fn create(&self, new: NewToken, now: SystemTime) -> Result<(TokenInfo, String), NewTokenError> {
+    pub(crate) async fn create(
+        &self,
+        new: NewToken,
+        now: SystemTime,
+    ) -> Result<(TokenInfo, String), NewTokenError> {
         let services = self.check(&new)?;
         let mut id = [0; ID_BYTES];
         let mut secret = [0; SECRET_BYTES];
@@ -200,14 +208,14 @@ impl Tokens {
     }
 
     /// Every token, by id.
-    pub fn list(&self, now: SystemTime) -> Vec<TokenInfo> {
+    pub(crate) fn list(&self, now: SystemTime) -> Vec<TokenInfo> {
         self.records().iter().map(|(id, record)| record.info(id, unix(now))).collect()
     }
 
     /// Ends a token and the grant that stands on it: nobody joins with it any more, and leaves that stand on no other
     /// token are not renewed, but run out. Claims that were accepted stay until their instances leave: meshed is
     /// sticky. `false`: there is no such token.
-    pub async fn revoke(&self, id: &str) -> Result<bool, StoreError> {
+    pub(crate) async fn revoke(&self, id: &str) -> Result<bool, StoreError> {
         let receipt = {
             let mut records = self.records();
             if records.remove(id).is_none() {
@@ -221,7 +229,7 @@ impl Tokens {
     }
 
     /// Checks a token without using it up.
-    pub fn check_text(&self, text: &str, now: SystemTime) -> Result<Checked, TokenRefused> {
+    pub(crate) fn check_text(&self, text: &str, now: SystemTime) -> Result<Checked, TokenRefused> {
         let (id, secret) = text
             .trim()
             .strip_prefix(PREFIX)
@@ -242,7 +250,7 @@ impl Tokens {
 
     /// Uses a checked token, for a leaf that expires at `alive_until`; of two bearers of a one-time token exactly one
     /// gets through. Durable when it returns.
-    pub async fn redeem(
+    pub(crate) async fn redeem(
         &self,
         checked: &Checked,
         alive_until: SystemTime,
@@ -263,12 +271,12 @@ impl Tokens {
     }
 
     /// Whether leaves of this identity may be renewed: a token that it joined with was not revoked.
-    pub fn may_renew(&self, identity: &SpiffeId) -> bool {
+    pub(crate) fn may_renew(&self, identity: &SpiffeId) -> bool {
         self.records().values().any(|record| record.used > 0 && record.identity == identity.as_str())
     }
 
     /// A leaf of this identity was renewed: the grants that it stands on live as long as it.
-    pub fn renewed(&self, identity: &SpiffeId, alive_until: SystemTime) {
+    pub(crate) fn renewed(&self, identity: &SpiffeId, alive_until: SystemTime) {
         let slack = self.slack();
         let mut records = self.records();
         let mut changes = Vec::new();
@@ -288,7 +296,7 @@ impl Tokens {
 
     /// Whether a workload of this identity, connected from `peer`, may say that it serves `service` at `address`:
     /// one of the tokens that it joined with must allow both. Otherwise says what failed.
-    pub fn grants(
+    pub(crate) fn grants(
         &self,
         identity: &SpiffeId,
         service: &ServiceKey,
@@ -358,7 +366,7 @@ impl Tokens {
 
 /// Why a claim is not covered by a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotGranted {
+pub(crate) enum NotGranted {
     /// No living token of this identity was ever used.
     NoToken,
     /// None names the service.

@@ -14,7 +14,7 @@ use crate::catalog::Key;
 
 /// The index. One per controller.
 #[derive(Debug, Default)]
-pub struct Fanout {
+pub(crate) struct Fanout {
     next_id: AtomicU64,
     index: Mutex<Index>,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Watcher<'a> {
 
 impl Fanout {
     /// Tells every stream that watches one of `keys`.
-    pub fn touch(&self, keys: &HashSet<Key>) {
+    pub(crate) fn touch(&self, keys: &HashSet<Key>) {
         if keys.is_empty() {
             return;
         }
@@ -77,7 +77,7 @@ impl Fanout {
     }
 
     /// Tells every stream to look at everything again.
-    pub fn touch_all(&self) {
+    pub(crate) fn touch_all(&self) {
         let mailboxes: Vec<_> = self.index().mailboxes.values().cloned().collect();
         for mailbox in mailboxes {
             lock(&mailbox.dirty).all = true;

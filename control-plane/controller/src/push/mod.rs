@@ -24,7 +24,7 @@ mod fanout;
 mod session;
 
 use fanout::Dirty;
-pub use fanout::Fanout;
+pub(crate) use fanout::Fanout;
 use session::{Session, TypeView};
 
 /// Changes reach a stream at most this often, so that a flapping catalog costs a proxy ten pushes a second. Answers
@@ -35,7 +35,7 @@ const RESPONSES: usize = Kind::ALL.len() + 1;
 
 /// The ADS service.
 #[derive(Debug)]
-pub struct Ads {
+pub(crate) struct Ads {
     mesh: Arc<Mesh>,
     proxies: Arc<Proxies>,
     metrics: Arc<Metrics>,
@@ -45,7 +45,7 @@ pub struct Ads {
 
 impl Ads {
     /// Serves what `mesh` knows, at most `max_subscriptions` names to each stream, until `stop`.
-    pub fn new(
+    pub(crate) fn new(
         mesh: Arc<Mesh>,
         proxies: Arc<Proxies>,
         metrics: Arc<Metrics>,
@@ -196,7 +196,7 @@ impl Stream {
 
 /// The proxies with an open discovery stream.
 #[derive(Debug, Default)]
-pub struct Proxies(Mutex<Registry>);
+pub(crate) struct Proxies(Mutex<Registry>);
 
 #[derive(Debug, Default)]
 struct Registry {
@@ -216,7 +216,7 @@ struct Proxy {
 
 /// A proxy, for people.
 #[derive(Debug, serde::Serialize)]
-pub struct ProxyView {
+pub(crate) struct ProxyView {
     identity: String,
     address: String,
     node: String,
@@ -240,7 +240,7 @@ struct ClaimView {
 
 impl Proxies {
     /// Every proxy, with at most `subscriptions` of each type listed.
-    pub fn view(&self, mesh: &Mesh, subscriptions: usize) -> Vec<ProxyView> {
+    pub(crate) fn view(&self, mesh: &Mesh, subscriptions: usize) -> Vec<ProxyView> {
         let proxies: Vec<_> = lock(&self.0).proxies.values().cloned().collect();
         proxies.iter().map(|proxy| proxy.view(mesh, subscriptions)).collect()
     }

@@ -111,13 +111,13 @@ impl Config {
             .addresses
             .iter()
             .enumerate()
-            .map(|(at, text)| text.parse().with_context(|| format!("sources.consul.addresses[{at}]")))
+            .map(|(at, text)| text.parse().with_context(|| format!("consul.addresses[{at}]")))
             .collect::<anyhow::Result<_>>()?;
         let read = |file: &PathBuf| {
-            std::fs::read(file).with_context(|| format!("reading {} for sources.consul", file.display()))
+            std::fs::read(file).with_context(|| format!("reading {} for consul", file.display()))
         };
         let key = self.key_file.as_ref().map(read).transpose()?;
-        let key = key.map(String::from_utf8).transpose().context("sources.consul.key_file is not PEM")?;
+        let key = key.map(String::from_utf8).transpose().context("consul.key_file is not PEM")?;
         let tls = match &self.ca_file {
             None => None,
             Some(ca) => Some(Tls {
@@ -135,7 +135,7 @@ impl Config {
             resolve: Some(resolver()),
             ..ClientConfig::new(agents)
         })
-        .context("sources.consul")
+        .context("consul")
     }
 
     /// Where names are read: each datacenter with each namespace.

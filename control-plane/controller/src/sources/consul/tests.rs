@@ -319,6 +319,6 @@ async fn configuration_that_cannot_work_is_refused() {
         },
     ] {
         let error = format!("{:#}", spawn(config.clone(), stop.clone()).unwrap_err());
-        assert!(error.contains("sources.consul"), "{config:?}: {error}");
+        assert!(error.contains("consul"), "{config:?}: {error}");
     }
 }
