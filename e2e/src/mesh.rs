@@ -47,15 +47,13 @@ pub struct Setup {
     pub consul: Mode,
     /// Life of a workload's certificate.
     pub leaf_life: &'static str,
-    /// Whether sidecars forward `.consul` to Consul's DNS instead of answering it.
-    pub consul_dns: bool,
     /// Whether a [`Front`] stands between the controller and Consul.
     pub front: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { consul: Mode::Dev, leaf_life: "24h", consul_dns: false, front: false }
+        Self { consul: Mode::Dev, leaf_life: "24h", front: false }
     }
 }
 
@@ -205,6 +203,7 @@ impl Mesh {
             ipv6: false,
             app: Vec::new(),
             sidecar: true,
+            consul_dns: false,
             config: json!({}),
         }
     }
@@ -233,6 +232,7 @@ pub struct Plan<'a> {
     ipv6: bool,
     app: Vec<String>,
     sidecar: bool,
+    consul_dns: bool,
     config: Value,
 }
 
@@ -276,6 +276,12 @@ impl Plan<'_> {
     /// The application beside the sidecar: `e2e-app` with these arguments.
     pub fn app<const N: usize>(mut self, arguments: [&str; N]) -> Self {
         self.app = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self
+    }
+
+    /// Its sidecar forwards `.consul` to Consul's DNS instead of answering it.
+    pub fn asks_consul_dns(mut self) -> Self {
+        self.consul_dns = true;
         self
     }
 
@@ -366,7 +372,7 @@ impl Plan<'_> {
         if !sandbox.real_root {
             config["mark"] = json!(MARK);
         }
-        if self.mesh.setup.consul_dns {
+        if self.consul_dns {
             let consul = self.mesh.consul.lock().await.host().at(consul::DNS_PORT);
             config["dns"] = json!({ "consul": consul.to_string() });
         }

@@ -5,7 +5,7 @@
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,6 +19,9 @@ use crate::wait::within;
 const CASE_LIMIT: Duration = Duration::from_secs(150);
 /// Lines of each log that are shown after a suite's first failure; everything is in the log folder.
 const SHOWN_LINES: usize = 25;
+
+/// Cases that take longer say so.
+const REMARKABLE: Duration = Duration::from_secs(3);
 
 static SHOW_LOGS: Once = Once::new();
 
@@ -70,6 +73,7 @@ where
     let trials = cases.into_iter().map(|case| {
         let (runtime, shared) = (Arc::clone(&runtime), Arc::clone(&shared));
         Trial::test(case.name, move || {
+            let start = Instant::now();
             let outcome = runtime.block_on(within(CASE_LIMIT, "the case", async {
                 let (build, cell) = &*shared;
                 let world = cell
@@ -80,6 +84,9 @@ where
                 let world = world.clone().map_err(anyhow::Error::msg)?;
                 (case.run)(world).await
             }));
+            if start.elapsed() >= REMARKABLE {
+                print!("({:.0} s) ", start.elapsed().as_secs_f64());
+            }
             outcome.map_err(|error| {
                 SHOW_LOGS.call_once(show_logs);
                 Failed::from(format!("{error:#}"))
