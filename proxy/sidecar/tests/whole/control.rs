@@ -144,6 +144,14 @@ async fn a_lost_stream_changes_nothing_and_versions_are_said_again() {
     let other = sidecar.ctx.directory.resolve("10.7.7.7:80".parse().unwrap()).await;
     assert!(matches!(other, Knowledge::Silent));
 
+    // Long enough for the pauses between attempts to have grown to their longest.
+    eventually("ten attempts have failed", || {
+        let metrics = sidecar.ctx.metrics.encode();
+        let prefix = "outrigger_controller_connects_total{outcome=\"failed\"} ";
+        let failed = metrics.lines().find_map(|line| line.strip_prefix(prefix)?.parse().ok());
+        failed.is_some_and(|failed: u32| failed >= 10)
+    })
+    .await;
     fake.state().requests.clear();
     fake.set(
         type_url::SERVICE,
@@ -157,8 +165,10 @@ async fn a_lost_stream_changes_nothing_and_versions_are_said_again() {
         },
     );
     fake.start().await;
+    let start = Instant::now();
     // The change made meanwhile arrives in the handle that was held all along.
     eventually("the change arrives", || Sidecar::endpoint(&target) == "10.2.2.8").await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     let state = fake.state();
     let versions = |url: &str| {
         state.requests.iter().find(|r| r.type_url == url).unwrap().initial_resource_versions.clone()
