@@ -9,6 +9,8 @@ SHELL := /bin/bash
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := target/debug
+# Static binaries: they run on any Linux of this architecture, and in an image without anything else.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --target $(HOST)
 
 .PHONY: help
 help: ## List the targets
@@ -28,8 +30,7 @@ build: need-rust need-cc ## Build the three binaries for development (target/deb
 
 .PHONY: release
 release: need-rust need-cc ## Build the three static binaries (target/<host>/release)
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --target $(HOST) \
-	  -p outrigger -p outrigger-controller -p outrigger-proxy
+	$(STATIC) -p outrigger -p outrigger-controller -p outrigger-proxy
 
 .PHONY: demo
 demo: build ## Run the mesh on this machine, no root needed (ONCE=1: headless; CONSUL=1: on a real Consul)
@@ -65,7 +66,8 @@ figures: ## Print what the suites measured, as one table
 
 .PHONY: bench
 bench: release ## Idle memory, binary size and CPU per request of two hops, beside a direct call
-	$(CARGO) run --locked -q --release -p outrigger-e2e --bin bench
+	$(STATIC) -p outrigger-e2e --bin bench
+	target/$(HOST)/release/bench
 
 .PHONY: fmt
 fmt: ## Format the code

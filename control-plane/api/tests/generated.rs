@@ -24,6 +24,10 @@ fn generated_code_is_current() {
             fs::write(&path, &now).unwrap();
         }
         let then = fs::read_to_string(&path).unwrap_or_default();
-        assert!(now == then, "{} is stale: run OUTRIGGER_REGENERATE=1 cargo test -p outrigger-api", path.display());
+        assert!(
+            now == then,
+            "{} is stale: run OUTRIGGER_REGENERATE=1 cargo test -p outrigger-api",
+            path.display()
+        );
     }
 }

@@ -11,7 +11,7 @@ mod pair;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use drive::{Backend, Round};
@@ -31,21 +31,16 @@ fn main() -> Result<()> {
     runtime.block_on(async { tokio::task::LocalSet::new().run_until(measure(binaries)).await })
 }
 
-/// Where `make release` leaves the binaries: the folder of this one, or the static build's beside it.
+/// The folder of this executable, where `make bench` leaves all four.
 fn release_folder() -> Result<PathBuf> {
-    let target = target_folder()?;
-    let mut found: Vec<PathBuf> = std::fs::read_dir(&target)
-        .with_context(|| format!("reading {}", target.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path().join("release")))
-        .filter(|folder| folder.join("outrigger-proxy").exists())
-        .collect();
-    found.pop().with_context(|| format!("no release binaries below {}: run `make release`", target.display()))
-}
-
-fn target_folder() -> Result<PathBuf> {
     let this = std::env::current_exe().context("finding this executable")?;
-    let target = this.parent().and_then(std::path::Path::parent);
-    target.map(PathBuf::from).context("this executable lies in target/<profile>")
+    let folder = this.parent().context("this executable has no folder")?.to_owned();
+    ensure!(
+        folder.join("outrigger-proxy").exists(),
+        "outrigger-proxy is not in {}: run `make bench`",
+        folder.display()
+    );
+    Ok(folder)
 }
 
 async fn measure(binaries: PathBuf) -> Result<()> {
@@ -106,7 +101,7 @@ fn report(results: &Results) -> Result<()> {
         .iter()
         .map(|(name, unit, value)| json!({"name": name, "unit": unit, "goal": "-", "measured": value, "met": true}))
         .collect();
-    let folder = target_folder()?.join("figures");
+    let folder = PathBuf::from("target/figures");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let path = folder.join("bench.json");
     std::fs::write(&path, format!("{:#}\n", json!(figures)))
