@@ -7,6 +7,9 @@
 //! Names of the mesh: `*.mesh`, and, unless Consul's DNS is configured, `*.consul`. The answer is a virtual address,
 //! which leads back into this proxy. Silence of discovery is SERVFAIL, which resolvers retry; NXDOMAIN is kept for what
 //! a synced source says.
+//!
+//! A name server on this very host asks in its turn, and with redirection would ask us: its user must be exempt
+//! (`outrigger-proxy redirect --exempt-uid`). What the bound on queries cuts off otherwise is a loop.
 
 mod answer;
 mod forward;
