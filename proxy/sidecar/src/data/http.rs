@@ -53,8 +53,10 @@ const MAX_STREAMS: u32 = 1000;
 /// Streams that a peer reset before we looked at them, at most (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 20;
 
-/// Streams that we reset because of the peer's errors, at most (CVE-2025-8671).
-const MAX_LOCAL_RESETS: usize = 100;
+/// Streams that we reset because of the peer's errors, at most over a connection's life (CVE-2025-8671). For strangers
+/// only: h2 also counts what is nobody's error, the rest of a request's body that crosses an early response on the
+/// wire, and a connection that lives for days would run into any limit.
+const MAX_LOCAL_RESETS: usize = 1024;
 
 /// hyper's least buffer for a head.
 const MIN_HEAD_BYTES: usize = 8192;
@@ -132,6 +134,7 @@ pub(crate) async fn serve(
     validity: Option<Validity>,
 ) {
     let activity = Arc::new(Activity::new(version));
+    let is_stranger = !matches!(handler, Handler::Outbound(_)) && validity.is_none();
     let leave = leave(worker.clone(), handler.direction(), activity.clone(), validity);
     let io = TokioIo::new(Watched { stream, activity: activity.clone() });
     let service = Handling { handler, activity: activity.clone() };
@@ -148,7 +151,7 @@ pub(crate) async fn serve(
             }
         }
         Version::Http2 => {
-            let mut connection = pin!(http2(worker).serve_connection(io, service));
+            let mut connection = pin!(http2(worker, is_stranger).serve_connection(io, service));
             match run(connection.as_mut(), leave).await {
                 Some(Left::Gracefully) => {
                     connection.as_mut().graceful_shutdown();
@@ -239,7 +242,7 @@ fn http1(worker: &Worker) -> http1::Builder {
     builder
 }
 
-fn http2(worker: &Rc<Worker>) -> http2::Builder<LocalExecutor> {
+fn http2(worker: &Rc<Worker>, is_stranger: bool) -> http2::Builder<LocalExecutor> {
     let config = &worker.ctx.config;
     let mut builder = http2::Builder::new(LocalExecutor(worker.clone()));
     builder
@@ -253,7 +256,7 @@ fn http2(worker: &Rc<Worker>) -> http2::Builder<LocalExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(config.limits.header_bytes)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_LOCAL_RESETS);
+        .max_local_error_reset_streams(is_stranger.then_some(MAX_LOCAL_RESETS));
     if let Some(interval) = config.timeouts.ping_interval.enabled() {
         builder.keep_alive_interval(interval).keep_alive_timeout(config.timeouts.ping_timeout.get());
     }

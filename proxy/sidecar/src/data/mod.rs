@@ -97,22 +97,7 @@ struct Identity {
 
 /// Serves until the drain is over. Needs a runtime that spawns local tasks, one for each thread.
 pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
-    let worker = Rc::new(Worker {
-        ctx,
-        listeners,
-        pool: Pool::default(),
-        apps: Apps::default(),
-        rng: RefCell::new(fastrand::Rng::new()),
-        outbound_memory: RefCell::default(),
-        inbound_memory: RefCell::default(),
-        balancers: RefCell::default(),
-        edges: RefCell::default(),
-        identity: RefCell::default(),
-        ticks: watch::Sender::new(0),
-        leaving: watch::Sender::new(false),
-        connections: Cell::new(0),
-        connection_ended: Notify::new(),
-    });
+    let worker = Rc::new(Worker::new(ctx, listeners));
     let Listeners { outbound, inbound, upstreams, inbounds } = &worker.listeners;
     for at in 0..outbound.len() {
         worker.listen(Direction::Outbound, move |l| &l.outbound[at], outbound::transparent);
@@ -147,6 +132,25 @@ pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
 }
 
 impl Worker {
+    fn new(ctx: Arc<Context>, listeners: Listeners) -> Self {
+        Self {
+            ctx,
+            listeners,
+            pool: Pool::default(),
+            apps: Apps::default(),
+            rng: RefCell::new(fastrand::Rng::new()),
+            outbound_memory: RefCell::default(),
+            inbound_memory: RefCell::default(),
+            balancers: RefCell::default(),
+            edges: RefCell::default(),
+            identity: RefCell::default(),
+            ticks: watch::Sender::new(0),
+            leaving: watch::Sender::new(false),
+            connections: Cell::new(0),
+            connection_ended: Notify::new(),
+        }
+    }
+
     /// Runs a task. A panic ends it alone, and is counted.
     pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let worker = self.clone();
@@ -337,4 +341,35 @@ fn host_name() -> String {
 fn is_exhausted(error: &io::Error) -> bool {
     // EMFILE, ENFILE, ENOBUFS, ENOMEM, for which std has no names.
     matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_certs::{CertificateAuthority, TrustDomain};
+
+    use super::*;
+    use crate::config::Config;
+
+    fn worker() -> Rc<Worker> {
+        let domain: TrustDomain = "outrigger.local".parse().unwrap();
+        let store = CertificateAuthority::generate_pem(&domain).unwrap();
+        let bundle = CertificateAuthority::from_store(&store, &domain).unwrap().bundle().clone();
+        Rc::new(Worker::new(Arc::new(Context::new(Config::default(), bundle).0), Listeners::default()))
+    }
+
+    #[test]
+    fn a_panic_ends_its_own_task_and_is_counted() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let worker = worker();
+            let (done, other) = tokio::sync::oneshot::channel();
+            worker.spawn(async { std::panic::resume_unwind(Box::new("a fault in one connection")) });
+            worker.spawn(async move { done.send("served").unwrap() });
+            assert_eq!(other.await, Ok("served"));
+            assert!(worker.ctx.metrics.encode().contains("outrigger_panics_total 1"));
+        });
+    }
 }

@@ -298,6 +298,8 @@ async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Co
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_BYTES)
         .max_send_buf_size(SEND_BUFFER)
+        // h2 counts frames that cross a cancellation, over a connection's whole life; these peers are no strangers.
+        .max_local_error_reset_streams(None)
         .max_header_list_size(ctx.config.limits.header_bytes);
     if let Some(interval) = timeouts.ping_interval.enabled() {
         // Also while idle: a dead peer is to be found before the next request is.

@@ -47,9 +47,7 @@ async fn an_unknown_service_is_refused_with_a_response_or_a_reset() {
     let (_client, address) = Sidecar::unknown(context);
     let answer = raw(address, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("; discovery_unavailable; "), "{answer}");
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let read = soon("the reset", stream.read(&mut [0; 8])).await;
-    assert!(read.is_err(), "{read:?}");
+    assert!(is_reset(address).await);
 }
 
 #[tokio::test]
@@ -58,8 +56,7 @@ async fn who_dials_the_proxy_itself_is_sent_away() {
     let (sidecar, outbound, inbound) = Sidecar::transparent(ca.context("client", config()));
     let answer = raw(outbound, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 508 ") && answer.contains("; loop; "), "{answer}");
-    let mut stream = tokio::net::TcpStream::connect(inbound).await.unwrap();
-    assert!(soon("the reset", stream.read(&mut [0; 8])).await.is_err());
+    assert!(is_reset(inbound).await);
     assert!(sidecar.metrics().contains(r#"outrigger_refused_total{direction="inbound",outcome="loop"} 1"#));
 }
 
@@ -195,7 +192,12 @@ async fn what_is_under_way_survives_a_drain() {
 
 #[tokio::test]
 async fn a_rolling_restart_fails_no_request() {
-    let app = http1_app(hello).await;
+    // It reads what it is sent: hyper closes connections with unread bodies, which would be the application's failure.
+    let app = http1_app(|request| async move {
+        let body = request.into_body().collect().await.unwrap();
+        Response::new(full(body.to_bytes()))
+    })
+    .await;
     let ca = Ca::new();
     let (one, first) = Sidecar::server(ca.context("server", config()), app);
     let (_two, second) = Sidecar::server(ca.context("server", config()), app);
@@ -250,10 +252,7 @@ async fn connections_beyond_the_limit_are_refused_and_the_others_served() {
     whole(first.send_request(get("/")).await.unwrap()).await;
     let mut second = http1(pair.address).await;
     whole(second.send_request(get("/")).await.unwrap()).await;
-    // The reset may come before `connect` has looked.
-    if let Ok(mut third) = tokio::net::TcpStream::connect(pair.address).await {
-        assert!(soon("the reset", third.read(&mut [0; 1])).await.is_err());
-    }
+    assert!(is_reset(pair.address).await);
     drop(first);
     tokio::time::timeout(Duration::from_secs(10), async {
         loop {

@@ -394,3 +394,11 @@ pub(crate) async fn raw(address: SocketAddr, request: &[u8]) -> String {
     let _ = soon("the answer", stream.read_to_end(&mut answer)).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+/// Whether a connection that says nothing is reset, which may show as early as in `connect`.
+pub(crate) async fn is_reset(address: SocketAddr) -> bool {
+    match TcpStream::connect(address).await {
+        Err(_) => true,
+        Ok(mut stream) => soon("the reset", stream.read(&mut [0; 8])).await.is_err(),
+    }
+}
