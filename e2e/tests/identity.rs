@@ -133,26 +133,20 @@ async fn unnamed_service(world: Arc<World>) -> anyhow::Result<()> {
     let mallory = plan.start_unready().await?;
     mallory.wait_ready().await?;
     expect_refused(&mallory, "orders").await?;
-    // The instance is in the catalog by now: `web` holds it, without an identity.
-    let address = mallory.host.v4().to_string();
-    wait_until(LIMIT, "the false instance to reach the client", || async {
-        let endpoints = world.web.endpoints("orders.default").await?;
-        let endpoint = endpoints.iter().find(|endpoint| endpoint["address"] == address.as_str());
-        let endpoint = endpoint.with_context(|| format!("{endpoints:?}"))?;
-        ensure!(
-            endpoint["identity"].is_null() || endpoint["identity"] == "",
-            "it has an identity: {endpoint}"
-        );
+    // The controller has the instance in its catalog, and gives it to nobody.
+    wait_until(LIMIT, "the false instance to reach the controller", || async {
+        let services = world.mesh.cli(&["services", "-o", "json"]).await?;
+        ensure!(services.contains(&mallory.host.v4().to_string()), "{services}");
         Ok(())
     })
     .await?;
+    let endpoints = world.web.endpoints("orders.default").await?;
+    ensure!(endpoints.len() == 1, "the client's sidecar holds {endpoints:?}");
     only_orders_answers(&world).await?;
-    world.mesh.consul.lock().await.deregister("orders-mallory").await?;
-    wait_until(LIMIT, "the false instance to leave", || async {
-        ensure!(world.web.endpoints("orders.default").await?.len() == 1, "it is still there");
-        Ok(())
-    })
-    .await
+    let own = mallory.host.at(HTTP);
+    let dialled = world.web.host.run(move || client::get(own, ORDERS, "/whoami")).await;
+    ensure!(!dialled.is_ok_and(|reply| reply.status == 200), "the stranger was reached at its own address");
+    world.mesh.consul.lock().await.deregister("orders-mallory").await
 }
 
 async fn foreign_address(world: Arc<World>) -> anyhow::Result<()> {
