@@ -283,6 +283,8 @@ impl HttpBody for Body {
         match &*self.source.inner.borrow() {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            // hyper would give a message without a body the `content-length: 0` that its sender did not write.
+            Inner::Http1(incoming) | Inner::Http2(incoming) if incoming.is_end_stream() => SizeHint::default(),
             Inner::Http1(incoming) | Inner::Http2(incoming) => incoming.size_hint(),
         }
     }
