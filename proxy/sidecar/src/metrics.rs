@@ -416,7 +416,7 @@ pub struct Outcome {
     pub protocol: &'static str,
     /// The status code.
     pub code: u16,
-    /// The gRPC status where the response's head holds one, else empty.
+    /// The gRPC status, `none` where a gRPC response was cut off; empty for others.
     pub grpc_status: &'static str,
     /// The mesh's own reason, else empty.
     pub reason: &'static str,

@@ -98,7 +98,7 @@ pub(crate) async fn send(
             Err((error, unsent)) => match (unsent, again) {
                 (Some(unsent), _) => request = unsent,
                 (None, Some(again)) if died_unanswered(&error) && again.body().is_repeatable() => {
-                    request = again
+                    request = again;
                 }
                 (None, _) => return Err(SendError::Sent(error)),
             },

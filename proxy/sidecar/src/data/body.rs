@@ -21,6 +21,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::record::Recorder;
+
 /// Bytes of a request's body that are remembered: enough for most calls, and little beside a stream's window.
 const MAX_REMEMBERED: usize = 64 * 1024;
 
@@ -32,7 +34,7 @@ enum Failed {
     /// No frame came within the idle time-out.
     #[error("no data for {0:?}")]
     Idle(Duration),
-    /// The peer reset the stream with CANCEL or NO_ERROR, which hyper takes for its end.
+    /// The peer reset the stream with `CANCEL` or `NO_ERROR`, which hyper takes for its end.
     #[error("the body was cut off")]
     CutOff(#[source] h2::Error),
     /// Another handle reads the body now.
@@ -49,6 +51,8 @@ pub(crate) struct Body {
     reader: Option<u32>,
     idle: Option<Idle>,
     trailers: Option<fn(&mut HeaderMap)>,
+    /// Shown the trailers that are passed on.
+    recorder: Option<Recorder>,
     /// Freed when the body has gone: the stream's place in its connection, the balancer's count, a drain's token.
     held: Option<Box<dyn Any>>,
 }
@@ -112,7 +116,15 @@ impl Body {
             remembered: RefCell::new(None),
             reader: Cell::new(0),
         };
-        Self { source: Rc::new(source), position: 0, reader: None, idle: None, trailers: None, held: None }
+        Self {
+            source: Rc::new(source),
+            position: 0,
+            reader: None,
+            idle: None,
+            trailers: None,
+            recorder: None,
+            held: None,
+        }
     }
 
     /// Fails when no frame comes for `limit`.
@@ -123,6 +135,12 @@ impl Body {
     /// Passes trailers through `edit`, and through nothing else.
     pub(crate) fn edit_trailers(&mut self, edit: fn(&mut HeaderMap)) {
         self.trailers = Some(edit);
+    }
+
+    /// Has `recorder` record when the body ends, with its trailers.
+    pub(crate) fn recorded(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
     }
 
     /// Keeps `held` as long as the body.
@@ -146,7 +164,7 @@ impl Body {
     pub(crate) fn again(&self) -> Self {
         let idle = self.idle.as_ref().map(|idle| Idle { limit: idle.limit, timer: None });
         let source = self.source.clone();
-        Self { source, position: 0, reader: None, idle, trailers: self.trailers, held: None }
+        Self { source, position: 0, reader: None, idle, trailers: self.trailers, recorder: None, held: None }
     }
 
     /// Whether everything that was read is remembered.
@@ -244,6 +262,9 @@ impl HttpBody for Body {
                 if let (Some(edit), Some(trailers)) = (this.trailers, frame.trailers_mut()) {
                     edit(trailers);
                 }
+                if let (Some(recorder), Some(trailers)) = (&mut this.recorder, frame.trailers_ref()) {
+                    recorder.trailers(trailers);
+                }
                 source.note(&frame);
                 this.position += 1;
                 if frame.is_trailers() || inner.is_end_stream() {
@@ -284,7 +305,9 @@ impl HttpBody for Body {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             // hyper would give a message without a body the `content-length: 0` that its sender did not write.
-            Inner::Http1(incoming) | Inner::Http2(incoming) if incoming.is_end_stream() => SizeHint::default(),
+            Inner::Http1(incoming) | Inner::Http2(incoming) if incoming.is_end_stream() => {
+                SizeHint::default()
+            }
             Inner::Http1(incoming) | Inner::Http2(incoming) => incoming.size_hint(),
         }
     }

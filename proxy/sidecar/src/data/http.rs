@@ -19,7 +19,7 @@ use std::{
 };
 
 use futures_util::future::{FutureExt, LocalBoxFuture};
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -416,14 +416,6 @@ pub(crate) async fn refuse(
         Some(version) => serve(worker, stream, version, Handler::Refuse(refusal), None).await,
         None => stream.reset_on_close(),
     }
-}
-
-/// The gRPC status in a response's head, if there is one, as a word for metrics.
-pub(crate) fn grpc_status(headers: &HeaderMap) -> &'static str {
-    const CODES: [&str; 17] =
-        ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"];
-    let Some(value) = headers.get("grpc-status") else { return "" };
-    CODES.iter().find(|code| code.as_bytes() == value.as_bytes()).unwrap_or(&"other")
 }
 
 /// Whether the leaf behind a connection ends soon.

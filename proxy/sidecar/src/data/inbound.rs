@@ -24,12 +24,13 @@ use super::{
     Worker, apps,
     body::{Body, BodyError},
     detect::{First, first_bytes, read_more},
-    http::{Active, Handler, Validity, Version, grpc_status, refuse, serve},
+    http::{Active, Handler, Validity, Version, refuse, serve},
     message::{self, Message},
     now,
     outbound::http_version,
     pool::{self, Lease, PoolKey, SendError},
-    reasons::{Refusal, causes, is_grpc, reason_of},
+    reasons::{Refusal, causes, is_grpc},
+    record::record,
     relay::{Ended, relay},
     request::passed_on,
     stream::{Rewind, Stream},
@@ -39,7 +40,7 @@ use super::{
 use crate::{
     config::Mtls,
     drain::Side,
-    metrics::{Direction, Edge, Outcome},
+    metrics::{Direction, Edge},
 };
 
 /// Where one connection leads, and who is at its other end.
@@ -351,12 +352,5 @@ pub(crate) async fn request(
         tracing::debug!(port = entry.port, reason = %refusal.reason, text = %refusal.text, "refused");
         refusal.response(grpc)
     });
-    let outcome = Outcome {
-        protocol,
-        code: response.status().as_u16(),
-        grpc_status: grpc_status(response.headers()),
-        reason: reason_of(response.headers()).map_or("", Reason::code),
-    };
-    entry.edge.request(outcome, begun.elapsed().as_secs_f64());
-    Ok(response)
+    Ok(record(&entry.edge, protocol, begun, response))
 }

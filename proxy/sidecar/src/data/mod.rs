@@ -17,6 +17,7 @@ mod message;
 mod outbound;
 mod pool;
 mod reasons;
+mod record;
 mod relay;
 mod request;
 mod stream;

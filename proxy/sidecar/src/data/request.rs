@@ -14,16 +14,17 @@ use super::{
     apps,
     balance::{Attempt, MAX_ATTEMPTS, Route},
     body::{Body, BodyError},
-    http::{Active, grpc_status},
+    http::Active,
     message::{self, Message},
     pool::{self, Lease, PoolKey, SendError},
     reasons::{Refusal, causes, is_grpc, reason_of},
+    record::record,
     tls::ConnectError,
     upgrade,
 };
 use crate::{
     drain::Side,
-    metrics::{Direction, Edge, Outcome},
+    metrics::{Direction, Edge},
 };
 
 /// Answers one request.
@@ -45,14 +46,7 @@ pub(crate) async fn outbound(
         tracing::debug!(service = %route.service(), reason = %refusal.reason, text = %refusal.text, "refused");
         refusal.response(grpc)
     });
-    let outcome = Outcome {
-        protocol,
-        code: response.status().as_u16(),
-        grpc_status: grpc_status(response.headers()),
-        reason: reason_of(response.headers()).map_or("", Reason::code),
-    };
-    exchange.edge.request(outcome, begun.elapsed().as_secs_f64());
-    Ok(response)
+    Ok(record(&exchange.edge, protocol, begun, response))
 }
 
 /// One request on its way.

@@ -78,6 +78,16 @@ async fn a_call_passes_with_metadata_and_trailers() {
     assert!(body.contains(id("client").as_str()), "{body}");
     assert!(body.ends_with("60000) 300000"), "{body}");
     assert_eq!(trailers.unwrap()["grpc-status"], "0");
+    for (sidecar, direction) in [(&pair.client, "outbound"), (&pair.server, "inbound")] {
+        eventually("the count", || {
+            sidecar.metrics().lines().any(|line| {
+                line.starts_with(&format!(r#"outrigger_requests_total{{direction="{direction}""#))
+                    && line
+                        .contains(r#"protocol="http2",tls="mutual",code="200",grpc_status="0",reason=""} 1"#)
+            })
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
