@@ -65,7 +65,12 @@ pub async fn keep(ctx: &Context) {
                     if remaining.is_zero() {
                         ctx.ready.block(Blocker::Certificate);
                     }
-                    let delay = retry_delay(failures, remaining, &mut random);
+                    // Without a valid leaf nothing works: try as hard as for the first one.
+                    let delay = if remaining.is_zero() {
+                        backoff(failures, controller::slowest_retry(&error))
+                    } else {
+                        retry_delay(failures, remaining, &mut random).min(remaining)
+                    };
                     log_failure(&error, failures, delay);
                     sleep(delay).await;
                 }

@@ -229,3 +229,63 @@ async fn one_mesh_connection_carries_many_requests() {
         "{metrics}"
     );
 }
+
+#[tokio::test]
+async fn a_client_that_waits_for_100_continue_gets_it() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let app = http1_app(echo).await;
+    let pair = pair(app, Protocol::Detect);
+    let mut stream = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    soon("the interim answer", stream.read_exact(&mut interim)).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"body").await.unwrap();
+    let mut answer = String::new();
+    soon("the answer", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("\r\n\r\nbody"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_arrives() {
+    let app = http1_app(|_| async {
+        let mut response = Response::new(full("too much"));
+        *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+        response
+    })
+    .await;
+    let pair = pair(app, Protocol::Detect);
+    for _ in 0..3 {
+        let mut client = http1(pair.address).await;
+        // Never ends.
+        let chunks = futures_util::stream::repeat_with(|| {
+            Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(&[0; 16 * 1024])))
+        });
+        let request = Request::post("/").header("host", "a").body(StreamBody::new(chunks).boxed()).unwrap();
+        let response = soon("the response", client.send_request(request)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE, "{:?}", response.headers());
+    }
+    let metrics = || pair.server.metrics();
+    eventually("the end of the tunnels of bytes", || {
+        metrics().contains(r#"outrigger_open_connections{direction="inbound",kind="plain_h1"} 0"#)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_response_that_is_cut_off_is_not_taken_for_a_whole_one() {
+    let app = tcp_app(|mut stream| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let _ = stream.read(&mut [0; 1024]).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+            .await
+            .unwrap();
+    })
+    .await;
+    let pair = pair(app, Protocol::Detect);
+    let mut client = http1(pair.address).await;
+    let response = soon("the head", client.send_request(get("/"))).await.unwrap();
+    assert!(soon("the cut", response.into_body().collect()).await.is_err());
+}

@@ -227,3 +227,41 @@ async fn a_reset_in_the_middle_is_no_end() {
     let error = soon("the cut", bodies[0].data()).await.unwrap().unwrap_err();
     assert_eq!(error.reason(), Some(h2::Reason::CANCEL), "{error}");
 }
+
+#[tokio::test]
+async fn a_refused_stream_goes_out_again_with_its_body() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut server = h2::server::handshake(stream).await.unwrap();
+        let mut refused = false;
+        while let Some(Ok((request, mut respond))) = server.accept().await {
+            if !refused {
+                refused = true;
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                let mut seen = Vec::new();
+                while let Some(Ok(bytes)) = body.data().await {
+                    let _ = body.flow_control().release_capacity(bytes.len());
+                    seen.extend_from_slice(&bytes);
+                }
+                let trailers = body.trailers().await.unwrap().unwrap();
+                let answer = format!("{} {}", seen.len(), trailers["checksum"].to_str().unwrap());
+                let mut body = respond.send_response(Response::new(()), false).unwrap();
+                body.send_data(answer.into(), true).unwrap();
+            });
+        }
+    });
+    let pair = pair(app, Protocol::Http2);
+    let mut client = http2(pair.address).await;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("checksum", "42".parse().unwrap());
+    let frames = [data(&"x".repeat(20_000)), data(&"y".repeat(20_000)), Ok(Frame::trailers(trailers))];
+    let body = StreamBody::new(tokio_stream::iter(frames)).boxed();
+    let (head, body, _) = whole(soon("the call", client.send_request(call("/", body))).await.unwrap()).await;
+    assert_eq!((head.status, body.as_ref()), (StatusCode::OK, b"40000 42".as_ref()), "{head:?}");
+}

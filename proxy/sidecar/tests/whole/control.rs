@@ -2,18 +2,18 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::support::{DOMAIN, Fake, TOKEN, WORKLOAD, endpoint_at, eventually};
+use crate::support::{DOMAIN, Fake, WORKLOAD, endpoint_at, eventually};
 use outrigger_api::{type_url, v1};
 use outrigger_certs::CertificateAuthority;
 use outrigger_core::resolve::{Knowledge, Resolution, resolve};
 use outrigger_proxy::{
     config::{Config, ServiceClaim},
     context::Context,
-    discovery::{Discovery, directory::Target},
+    discovery::directory::Target,
     drain::Phase,
     run,
 };
@@ -22,9 +22,7 @@ use tempfile::TempDir;
 
 struct Sidecar {
     ctx: Arc<Context>,
-    #[allow(dead_code)]
-    discovery: Discovery,
-    folder: TempDir,
+    _folder: TempDir,
 }
 
 fn sidecar(fake: &Fake) -> Sidecar {
@@ -37,8 +35,8 @@ fn sidecar_with(fake: &Fake, change: impl FnOnce(&mut Config)) -> Sidecar {
     change(&mut config);
     let (ctx, asks) = Context::from_config(config).unwrap();
     let ctx = Arc::new(ctx);
-    let discovery = run::start(&ctx, asks);
-    Sidecar { ctx, discovery, folder }
+    run::start(&ctx, asks);
+    Sidecar { ctx, _folder: folder }
 }
 
 impl Sidecar {
@@ -320,43 +318,4 @@ async fn the_number_of_destinations_is_bounded() {
         assert!(matches!(answer.await.unwrap(), Knowledge::Silent));
     }
     assert!(sidecar.ctx.metrics.encode().contains("outrigger_discovery_destinations 8"));
-}
-
-#[tokio::test]
-async fn no_secret_reaches_the_log() {
-    let log: Arc<Mutex<Vec<u8>>> = Arc::default();
-    let writer = {
-        let log = log.clone();
-        move || Log(log.clone())
-    };
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(writer).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let fake = Fake::new().await;
-    fake.state().token_uses = 0;
-    fake.start().await;
-    let sidecar = sidecar(&fake);
-    eventually("a refused token", || {
-        sidecar.ctx.metrics.encode().contains("certificate_signs_total{outcome=\"failed\"}")
-    })
-    .await;
-    fake.state().token_uses = 1;
-    sidecar.ready().await;
-    assert!(sidecar.folder.path().join("token").exists());
-    let text = String::from_utf8_lossy(&log.lock().unwrap()).into_owned();
-    assert!(text.contains("new certificate in use") && !text.contains(TOKEN), "{text}");
-}
-
-#[derive(Clone)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

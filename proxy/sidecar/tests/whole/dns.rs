@@ -30,14 +30,20 @@ struct Server {
 async fn serve(fake: &Fake, change: impl FnOnce(&mut Config)) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let mut config = fake.config(folder.path());
-    let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    config.ports.dns = address.port();
-    config.bind.dns = vec![address.ip()];
     change(&mut config);
+    // A port that is free for UDP may be taken for TCP.
+    let (sockets, address) = loop {
+        let address = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        config.ports.dns = address.port();
+        config.bind.dns = vec![address.ip()];
+        if let Ok(sockets) = dns::Sockets::bind(&config).await {
+            break (sockets, address);
+        }
+    };
     let (ctx, asks) = Context::from_config(config).unwrap();
     let ctx = Arc::new(ctx);
     run::start(&ctx, asks);
-    dns::Sockets::bind(&ctx.config).await.unwrap().serve(&ctx);
+    sockets.serve(&ctx);
     Server { ctx, address, _folder: folder }
 }
 
@@ -64,9 +70,13 @@ async fn name_server(address: [u8; 4]) -> SocketAddr {
         message.add_answer(Record::from_rdata(name, 60, RData::A(A(address.into()))));
         message.into_response().to_vec().unwrap()
     };
-    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (tcp, udp) = loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+            break (tcp, udp);
+        }
+    };
     let own = tcp.local_addr().unwrap();
-    let udp = UdpSocket::bind(own).await.unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 2048];
         while let Ok((length, from)) = udp.recv_from(&mut buffer).await {

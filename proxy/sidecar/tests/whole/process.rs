@@ -169,3 +169,24 @@ async fn a_shutdown_drains_and_a_second_signal_does_not_wait() {
     terminate(&proxy);
     assert!(ended(&mut proxy).await.success());
 }
+
+#[tokio::test]
+async fn the_most_talkative_log_holds_no_token() {
+    let fake = Fake::new().await;
+    fake.state().token_uses = 0;
+    fake.start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (admin, log) = (free_port(), folder.path().join("log"));
+    let child = command(&fake, folder.path(), admin)
+        .env("OUTRIGGER_LOG_LEVEL", "trace")
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let proxy = Proxy { child, admin: SocketAddr::from(([127, 0, 0, 1], admin)) };
+    let said = |what: &str| std::fs::read_to_string(&log).unwrap().contains(what);
+    eventually("a refused token is reported", || said("refuses to sign")).await;
+    fake.state().token_uses = 1;
+    ready(&proxy).await;
+    assert!(said("new certificate in use"));
+    assert!(!said(TOKEN), "the token is in the log");
+}
