@@ -19,6 +19,7 @@ use super::{
     Worker,
     body::Body,
     http::MAX_HEADERS,
+    patient::Patient,
     stream::Stream,
     tls::{self, ConnectError},
 };
@@ -148,7 +149,7 @@ async fn connect(
         .preserve_header_case(true)
         .max_buf_size(ctx.config.limits.header_bytes as usize)
         .max_headers(MAX_HEADERS)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Patient::new(stream)))
         .await
         .map_err(|error| ConnectError::new(Reason::ConnectFailed, format!("{address}: {error}")))?;
     worker.spawn(async move {

@@ -15,6 +15,7 @@ mod http;
 mod inbound;
 mod message;
 mod outbound;
+mod patient;
 mod pool;
 mod reasons;
 mod record;
