@@ -176,13 +176,14 @@ async fn strangers_certificate(world: Arc<World>) -> anyhow::Result<()> {
 }
 
 async fn tls12(world: Arc<World>) -> anyhow::Result<()> {
-    let address = world.orders.host.at(INBOUND_PORT);
+    let address = world.orders.host.at(HTTP);
     world
         .outsider
         .host
         .run(move || async move {
             let mut raw = Raw::connect(address).await?;
             raw.send(tls::CLIENT_HELLO_12).await?;
+            // A reset says no as clearly.
             let answer = raw.read_to_end().await.unwrap_or_default();
             // An alert (RFC 8446, section 6), or nothing; no ServerHello.
             ensure!(answer.first().is_none_or(|kind| *kind == 21), "TLS 1.2 was answered by {answer:02x?}");
