@@ -249,6 +249,7 @@ async fn a_client_that_waits_for_100_continue_gets_it() {
 
 #[tokio::test]
 async fn an_answer_before_the_end_of_the_request_arrives() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let app = http1_app(|_| async {
         let mut response = Response::new(full("too much"));
         *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
@@ -257,14 +258,14 @@ async fn an_answer_before_the_end_of_the_request_arrives() {
     .await;
     let pair = pair(app, Protocol::Detect);
     for _ in 0..3 {
-        let mut client = http1(pair.address).await;
-        // Never ends.
-        let chunks = futures_util::stream::repeat_with(|| {
-            Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(&[0; 16 * 1024])))
-        });
-        let request = Request::post("/").header("host", "a").body(StreamBody::new(chunks).boxed()).unwrap();
-        let response = soon("the response", client.send_request(request)).await.unwrap();
-        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE, "{:?}", response.headers());
+        let (mut reader, mut writer) =
+            tokio::net::TcpStream::connect(pair.address).await.unwrap().into_split();
+        writer.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999\r\n\r\n").await.unwrap();
+        // Writes for as long as somebody takes it.
+        tokio::spawn(async move { while writer.write_all(&[0; 16 * 1024]).await.is_ok() {} });
+        let mut answer = [0; 12];
+        soon("the response", reader.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 413");
     }
     let metrics = || pair.server.metrics();
     eventually("the end of the tunnels of bytes", || {
@@ -286,6 +287,8 @@ async fn a_response_that_is_cut_off_is_not_taken_for_a_whole_one() {
     .await;
     let pair = pair(app, Protocol::Detect);
     let mut client = http1(pair.address).await;
-    let response = soon("the head", client.send_request(get("/"))).await.unwrap();
-    assert!(soon("the cut", response.into_body().collect()).await.is_err());
+    // The cut may come before the head has gone out.
+    if let Ok(response) = soon("the head", client.send_request(get("/"))).await {
+        assert!(soon("the cut", response.into_body().collect()).await.is_err());
+    }
 }
