@@ -30,12 +30,12 @@ struct Service {
     name: String,
     namespace: String,
     source: String,
-    ports: Vec<Port>,
+    ports: Vec<ServicePort>,
     endpoints: Vec<Endpoint>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Port {
+struct ServicePort {
     port: u16,
     name: String,
     protocol: String,

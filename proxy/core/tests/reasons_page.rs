@@ -34,5 +34,9 @@ fn the_page_is_current() {
     if std::env::var_os("OUTRIGGER_REGENERATE").is_some() {
         fs::write(&path, &page).unwrap();
     }
-    assert_eq!(fs::read_to_string(&path).unwrap_or_default(), page, "docs/reasons.md is stale, see this test's head");
+    assert_eq!(
+        fs::read_to_string(&path).unwrap_or_default(),
+        page,
+        "docs/reasons.md is stale, see this test's head"
+    );
 }

@@ -100,7 +100,11 @@ fn count(client: &str, samples: &[Sample]) -> BTreeMap<Edge, Counted> {
             "outrigger_connection_info" if sample.value > 0.0 => {
                 edge.own.insert(short(sample.label("own")));
                 edge.peer.insert(short(sample.label("peer")));
-                edge.tls.insert(format!("{} {}", sample.label("tls_version"), sample.label("key_exchange")));
+                edge.tls.insert(format!(
+                    "TLS {} {}",
+                    sample.label("tls_version"),
+                    sample.label("key_exchange")
+                ));
             }
             _ => {}
         }
@@ -182,7 +186,7 @@ outrigger_connection_info{direction="outbound",service="orders.default",own="spi
         let shown = render(&BTreeMap::from([(("web".to_owned(), "orders".to_owned()), change)]), 2.0);
         insta::assert_snapshot!(shown.lines().map(str::trim_end).collect::<Vec<_>>().join("\n"), @r"
          FROM  TO      RATE  SUCCESS  P50     P99     CLIENT              SERVER                 TLS
-         web   orders  50/s  90.00 %  1.0 ms  1.0 ms  /ns/default/sa/web  /ns/default/sa/orders  1.3 X25519MLKEM768
+         web   orders  50/s  90.00 %  1.0 ms  1.0 ms  /ns/default/sa/web  /ns/default/sa/orders  TLS 1.3 X25519MLKEM768
         ");
         assert_eq!(edges.len(), 1);
     }

@@ -219,7 +219,11 @@ fn facts(ctx: &Context, connection: &CommonState, alpn: Alpn) -> Option<Facts> {
     let facts = TlsFacts {
         peer: peer.id.to_string(),
         own: own.id().to_string(),
-        version: connection.protocol_version().and_then(|v| v.as_str()).unwrap_or_default().to_owned(),
+        // Nothing else is configured; as OpenTelemetry's `tls.protocol.version` has it.
+        version: match connection.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "1.3".to_owned(),
+            other => format!("{other:?}"),
+        },
         key_exchange: connection
             .negotiated_key_exchange_group()
             .and_then(|group| group.name().as_str())

@@ -49,7 +49,7 @@ async fn a_request_arrives_as_it_was_sent() {
     let metrics = pair.client.metrics();
     for expected in [
         r#"outrigger_requests_total{direction="outbound",service="app.default",peer="spiffe://outrigger.local/ns/default/sa/server",protocol="http1",tls="mutual",code="200",grpc_status="",reason=""} 1"#,
-        r#"tls_version="TLSv1_3",key_exchange="X25519MLKEM768"} 1"#,
+        r#"tls_version="1.3",key_exchange="X25519MLKEM768"} 1"#,
     ] {
         assert!(metrics.contains(expected), "{expected} is missing in\n{metrics}");
     }
