@@ -3,11 +3,13 @@
 //! A Consul registration proves nothing: anyone who may write to the catalog can register an address. An instance is
 //! meshed only when the sidecar beside it has said so on its own authenticated stream, and its token allows both the
 //! service and the address. An accepted claim stays while the instance is in its source, over the loss of the stream
-//! and restarts of the controller: a client must never fall back to plaintext because a stream broke.
+//! and restarts of the controller: a client must never fall back to plaintext because a stream broke. For the same reason
+//! a service that ever had a claimed instance counts as meshed for as long as it is in a source: when its last claimed
+//! instance leaves, what remains there is not to be believed more than before.
 //!
 //! Only the table is here; who may claim what is decided in [`crate::mesh`], which sees tokens and catalog too.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -57,12 +59,14 @@ pub(crate) struct Held {
 pub(crate) struct Claims {
     by_service: HashMap<ServiceKey, BTreeMap<SocketAddr, Claim>>,
     by_stream: HashMap<StreamId, BTreeSet<(ServiceKey, SocketAddr)>>,
+    meshed: HashSet<ServiceKey>,
 }
 
 impl Claims {
     /// Takes what the store holds.
-    pub(crate) fn load(records: Vec<(String, Record)>) -> Self {
-        let mut claims = Self::default();
+    pub(crate) fn load(records: Vec<(String, Record)>, meshed: &[(String, u64)]) -> Self {
+        let meshed = meshed.iter().filter_map(|(service, _)| ServiceKey::parse(service).ok()).collect();
+        let mut claims = Self { meshed, ..Self::default() };
         for (key, record) in records {
             let parsed = key
                 .split_once(' ')
@@ -72,6 +76,11 @@ impl Claims {
             claims.by_service.entry(service).or_default().insert(at, claim);
         }
         claims
+    }
+
+    /// Whether an instance of the service was ever claimed.
+    pub(crate) fn is_meshed(&self, service: &ServiceKey) -> bool {
+        self.meshed.contains(service)
     }
 
     /// The claim on `at` as an instance of `service`.
@@ -109,6 +118,9 @@ impl Claims {
             changes.push(Change::put(Table::Claims, store_key(service, at), &record));
         }
         of_service.insert(at, claim);
+        if self.meshed.insert(service.clone()) {
+            changes.push(Change::put(Table::Meshed, service.to_string(), &since));
+        }
         if let Some(other) = taken_from
             && let Some(held) = self.by_stream.get_mut(&other)
         {
@@ -138,29 +150,35 @@ impl Claims {
         gone
     }
 
-    /// Forgets the claims on a service that nobody holds and whose instance is gone, as a synced source says.
+    /// Forgets the claims on a service that nobody holds and whose instance is gone, as a synced source says; and, where
+    /// the service itself is gone (`present` is `None`) and no claim is left, that it was meshed.
     pub(crate) fn prune(
         &mut self,
         service: &ServiceKey,
-        mut present: impl FnMut(SocketAddr) -> bool,
+        present: Option<&dyn Fn(SocketAddr) -> bool>,
         changes: &mut Vec<Change>,
     ) {
-        let Some(claims) = self.by_service.get_mut(service) else { return };
-        claims.retain(|at, claim| {
-            let keep = claim.holder.is_some() || present(*at);
-            if !keep {
-                changes.push(Change::delete(Table::Claims, store_key(service, *at)));
+        if let Some(claims) = self.by_service.get_mut(service) {
+            claims.retain(|at, claim| {
+                let keep = claim.holder.is_some() || present.is_some_and(|present| present(*at));
+                if !keep {
+                    changes.push(Change::delete(Table::Claims, store_key(service, *at)));
+                }
+                keep
+            });
+            if !claims.is_empty() {
+                return;
             }
-            keep
-        });
-        if claims.is_empty() {
             self.by_service.remove(service);
+        }
+        if present.is_none() && self.meshed.remove(service) {
+            changes.push(Change::delete(Table::Meshed, service.to_string()));
         }
     }
 
-    /// Every service that has a claim.
+    /// Every service that something is remembered of; some come twice.
     pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceKey> {
-        self.by_service.keys()
+        self.by_service.keys().chain(&self.meshed)
     }
 }
 
@@ -189,17 +207,20 @@ mod tests {
         // The same workload on a new connection, before the old one is known to be dead.
         assert_eq!(claims.accept(3, &a, (&service, at), true, now, &mut changes), Ok(true));
         assert!(claims.release(1, &BTreeSet::new()).is_empty(), "stream 3 took it over");
-        claims.prune(&service, |_| false, &mut changes);
+        claims.prune(&service, None, &mut changes);
         assert!(claims.get(&service, at).is_some(), "a held claim waits for its instance");
         assert_eq!(claims.release(3, &BTreeSet::new()).len(), 1);
-        claims.prune(&service, |_| true, &mut changes);
+        claims.prune(&service, Some(&|_| true), &mut changes);
         assert!(claims.get(&service, at).is_some_and(|claim| claim.draining), "sticky, and still draining");
 
         let mut stored = std::collections::BTreeMap::new();
         for (key, value) in changes.drain(..).map(Change::into_parts) {
-            stored.insert(key, serde_json::from_slice(&value.unwrap()).unwrap());
+            // The record of the meshed service holds a number only.
+            if let Ok(record) = serde_json::from_slice(&value.unwrap()) {
+                stored.insert(key, record);
+            }
         }
-        let mut claims = Claims::load(stored.into_iter().collect());
+        let mut claims = Claims::load(stored.into_iter().collect(), &[(service.to_string(), 0)]);
         assert!(claims.get(&service, at).is_some_and(|claim| claim.identity == a && claim.draining));
         assert_eq!(
             claims.accept(1, &b, (&service, at), false, now, &mut changes),
@@ -207,7 +228,11 @@ mod tests {
             "nobody holds it"
         );
         claims.release(1, &BTreeSet::new());
-        claims.prune(&service, |_| false, &mut changes);
+        claims.prune(&service, Some(&|_| false), &mut changes);
         assert!(claims.get(&service, at).is_none());
+        assert!(claims.is_meshed(&service), "other instances are there, and nobody has vouched for them");
+        claims.prune(&service, None, &mut changes);
+        assert!(!claims.is_meshed(&service), "a new service of this name starts anew");
+        assert_eq!(claims.services().count(), 0);
     }
 }

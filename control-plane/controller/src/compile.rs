@@ -109,14 +109,16 @@ pub(crate) fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option
     }
 }
 
-/// Leaves out endpoints without an identity where another endpoint of the service has one, unless a file names them.
+/// Leaves out endpoints without an identity where another endpoint of the service has one or had one once (`meshed`),
+/// unless a file names them.
 ///
 /// Whoever may write to Consul can register an address under any name; in a service that is meshed, such an address
 /// gets nothing, neither traffic in the clear nor a share of it. What a file says, its author says.
-pub(crate) fn drop_strangers(message: &mut v1::Service) {
+pub(crate) fn drop_strangers(message: &mut v1::Service, meshed: bool) {
     let open_registry = message.source.split(',').all(|source| source != "file");
-    if open_registry && message.endpoints.iter().any(|endpoint| !endpoint.identity.is_empty()) {
-        message.endpoints.retain(|endpoint| !endpoint.identity.is_empty());
+    let has_identity = |endpoint: &v1::Endpoint| !endpoint.identity.is_empty();
+    if open_registry && (meshed || message.endpoints.iter().any(has_identity)) {
+        message.endpoints.retain(has_identity);
     }
 }
 

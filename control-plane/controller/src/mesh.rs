@@ -113,7 +113,7 @@ impl Mesh {
         };
         let state = State {
             catalog: Catalog::new(sources, settings.allow_loopback),
-            claims: Claims::load(store.load(Table::Claims)?),
+            claims: Claims::load(store.load(Table::Claims)?, &store.load(Table::Meshed)?),
             addresses: Addresses::load(store.load(Table::Addresses)?),
             mesh: Arc::new(Compiled::new(Kind::Mesh, &mesh)),
             bundle: Arc::new(Compiled::new(Kind::TrustBundle, &bundle_message(bundle))),
@@ -369,11 +369,8 @@ impl State {
         }
         for service in services {
             let found = self.catalog.service(&service);
-            self.claims.prune(
-                &service,
-                |at| found.is_some_and(|found| found.instance_at(at).is_some()),
-                changes,
-            );
+            let present = |at| found.is_some_and(|found| found.instance_at(at).is_some());
+            self.claims.prune(&service, found.is_some().then_some(&present), changes);
         }
     }
 
@@ -383,7 +380,7 @@ impl State {
         }
         let mut message = self.message(self.catalog.service(key)?);
         if self.strict {
-            compile::drop_strangers(&mut message);
+            compile::drop_strangers(&mut message, self.claims.is_meshed(key));
         }
         let compiled = Arc::new(compile::service(message));
         self.compiled.insert(key.clone(), Arc::clone(&compiled));

@@ -26,17 +26,20 @@ pub(crate) enum Table {
     Tokens,
     /// Accepted claims by `<service> <address>`.
     Claims,
+    /// Services of which an instance was ever claimed.
+    Meshed,
     /// Virtual addresses by service.
     Addresses,
 }
 
-const TABLES: [Table; 3] = [Table::Tokens, Table::Claims, Table::Addresses];
+const TABLES: [Table; 4] = [Table::Tokens, Table::Claims, Table::Meshed, Table::Addresses];
 
 impl Table {
     fn definition(self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         TableDefinition::new(match self {
             Self::Tokens => "tokens",
             Self::Claims => "claims",
+            Self::Meshed => "meshed",
             Self::Addresses => "addresses",
         })
     }

@@ -93,15 +93,16 @@ fn a_stranger_in_a_meshed_service_is_no_endpoint() {
         identity: identity.to_owned(),
         ..v1::Endpoint::default()
     };
-    let left = |source: &str, endpoints: Vec<v1::Endpoint>| {
+    let left = |source: &str, meshed: bool, endpoints: Vec<v1::Endpoint>| {
         let mut message = v1::Service { source: source.to_owned(), endpoints, ..v1::Service::default() };
-        drop_strangers(&mut message);
+        drop_strangers(&mut message, meshed);
         message.endpoints.into_iter().map(|endpoint| endpoint.id).collect::<Vec<_>>()
     };
     let mixed = || vec![endpoint("meshed", "spiffe://outrigger.local/ns/a/sa/b"), endpoint("stranger", "")];
-    assert_eq!(left("consul", mixed()), ["meshed"]);
-    assert_eq!(left("file", mixed()), ["meshed", "stranger"], "a file is somebody's word");
-    assert_eq!(left("consul,file", mixed()), ["meshed", "stranger"]);
+    assert_eq!(left("consul", false, mixed()), ["meshed"]);
+    assert_eq!(left("file", false, mixed()), ["meshed", "stranger"], "a file is somebody's word");
+    assert_eq!(left("consul,file", false, mixed()), ["meshed", "stranger"]);
     let plain = vec![endpoint("a", ""), endpoint("b", "")];
-    assert_eq!(left("consul", plain), ["a", "b"], "a service that is not meshed");
+    assert_eq!(left("consul", false, plain.clone()), ["a", "b"], "a service that is not meshed");
+    assert_eq!(left("consul", true, plain).len(), 0, "its last claimed endpoint left, and strangers stayed");
 }
