@@ -77,14 +77,32 @@ pub fn te_has_trailers(value: &[u8]) -> bool {
 
 /// The protocol that an HTTP/1.1 request asks to upgrade to, if it asks for one that can be carried.
 ///
-/// `None` without `upgrade` in `connection`, for more than one protocol (the mesh carries one), and for `h2c`, which
-/// RFC 9113 has withdrawn: the request is served without the upgrade, as RFC 9110, 7.8 allows.
+/// `None` without `upgrade` in `connection`, for more than one protocol (the mesh carries one), and for what
+/// [`is_upgrade_protocol`] refuses: the request is served without the upgrade, as RFC 9110, 7.8 allows.
 pub fn upgrade_protocol<'a>(connection: &[String], upgrade: &[&'a [u8]]) -> Option<&'a str> {
     let [value] = upgrade else { return None };
     let value = std::str::from_utf8(value).ok()?.trim_ascii();
-    let is_protocol = value.splitn(2, '/').all(|part| is_token(part.as_bytes()));
-    (connection.iter().any(|token| token == "upgrade") && is_protocol && !value.eq_ignore_ascii_case("h2c"))
-        .then_some(value)
+    (connection.iter().any(|token| token == "upgrade") && is_upgrade_protocol(value)).then_some(value)
+}
+
+/// Whether a tunnel of this protocol can be carried: one `name ["/" version]` (RFC 9110, 7.8), of a protocol that is
+/// not HTTP in another dress.
+///
+/// What follows a switch is passed on unread. Requests inside of it would reach the application with whatever
+/// identity their sender writes: `h2c` (withdrawn by RFC 9113), `HTTP/2.0`, and HTTP inside of `TLS/1.0` (RFC 2817).
+pub fn is_upgrade_protocol(value: &str) -> bool {
+    const HTTP: [&str; 4] = ["h2c", "h2", "http", "tls"];
+    let mut parts = value.splitn(2, '/');
+    let name = parts.clone().next().unwrap_or_default();
+    parts.all(|part| is_token(part.as_bytes())) && !HTTP.iter().any(|http| name.eq_ignore_ascii_case(http))
+}
+
+/// Whether a careless reader takes the name of a field for one that frames a message, which it is not:
+/// `Transfer_Encoding`, `content.length`. Stripped from requests, like the spellings of identity.
+pub fn misspells_framing(name: &str) -> bool {
+    ["transfer-encoding", "content-length"]
+        .iter()
+        .any(|field| reads_as(name, field) && !name.eq_ignore_ascii_case(field))
 }
 
 /// Whether a header claims to say who the caller is. Stripped from every inbound request, headers and trailers,
@@ -234,8 +252,20 @@ mod tests {
         let asked = tokens("Upgrade");
         assert_eq!(upgrade_protocol(&asked, &[b"websocket"]), Some("websocket"));
         assert_eq!(upgrade_protocol(&asked, &[b"tcp/1"]), Some("tcp/1"));
-        for refused in [&b"h2c"[..], b"a, b", b"", b"a/", b"\xff"] {
-            assert_eq!(upgrade_protocol(&asked, &[refused]), None);
+        for refused in [
+            &b"h2c"[..],
+            b"H2C",
+            b"h2c/1",
+            b"HTTP/2.0",
+            b"TLS/1.0",
+            b"a, b",
+            b"foo, h2c",
+            b"",
+            b"a/",
+            b"a\r\nb: c",
+            b"\xff",
+        ] {
+            assert_eq!(upgrade_protocol(&asked, &[refused]), None, "{refused:?}");
         }
         assert_eq!(upgrade_protocol(&asked, &[b"a", b"b"]), None);
         assert_eq!(upgrade_protocol(&tokens("close"), &[b"websocket"]), None);
@@ -258,6 +288,16 @@ mod tests {
         }
         for name in [H1_HEADER, REASON_HEADER, CLIENT_ID_HEADER, "Outrigger_H1"] {
             assert!(is_mesh_internal(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn framing_is_spelled_in_one_way() {
+        for name in ["Transfer_Encoding", "content_length", "CONTENT.LENGTH", "transfer~encoding"] {
+            assert!(misspells_framing(name), "{name}");
+        }
+        for name in ["Transfer-Encoding", "content-length", "content-type", "x-content_length"] {
+            assert!(!misspells_framing(name), "{name}");
         }
     }
 

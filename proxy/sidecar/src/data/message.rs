@@ -17,7 +17,7 @@ use outrigger_core::{
     authority::request_authority,
     headers::{
         CLIENT_ID_HEADER, H1_HEADER, H1Mark, REASON_HEADER, claims_identity, connection_tokens,
-        is_hop_by_hop, is_mesh_internal, te_has_trailers, upgrade_protocol,
+        is_hop_by_hop, is_mesh_internal, is_upgrade_protocol, te_has_trailers, upgrade_protocol,
     },
     reason::Reason,
 };
@@ -75,6 +75,9 @@ impl Message {
 
         let (mut method, mut version) = (parts.method, parts.version);
         let mut protocol = extended.as_ref().map(|protocol| protocol.as_str().to_owned());
+        if protocol.as_deref().is_some_and(|protocol| !is_upgrade_protocol(protocol)) {
+            return Err(bad("the extended CONNECT names no protocol that can be carried"));
+        }
         match mark {
             None => {}
             Some(H1Mark::Http10 | H1Mark::Http11) if protocol.is_some() => {

@@ -373,6 +373,23 @@ pub(crate) async fn http2(address: SocketAddr) -> Http2 {
     sender
 }
 
+/// TLS to a pair's server as its client's sidecar makes it.
+async fn mesh_tls(pair: &Pair) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let config = pair.client.context.credentials.client_config(&id("server"), &[b"outrigger-h2"]).unwrap();
+    let stream = TcpStream::connect(pair.inbound).await.unwrap();
+    tokio_rustls::TlsConnector::from(config).connect(outrigger_certs::server_name(), stream).await.unwrap()
+}
+
+/// A peer with the client's certificate that writes what it likes to the server's sidecar.
+pub(crate) async fn meshed(pair: &Pair) -> Http2 {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(mesh_tls(pair).await))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
 pub(crate) fn get(path: &str) -> Request<BoxBody<Bytes, Infallible>> {
     Request::get(path).header("host", "app.example").body(full("")).unwrap()
 }

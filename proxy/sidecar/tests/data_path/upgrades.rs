@@ -152,3 +152,28 @@ async fn extended_connect_passes_between_http2_applications() {
     assert_eq!(response.status(), StatusCode::OK);
     talk(TokioIo::new(hyper::upgrade::on(response).await.unwrap())).await;
 }
+
+#[tokio::test]
+async fn a_peer_cannot_open_a_tunnel_for_more_http() {
+    let app = http1_app(|_| async { Response::new(full("reached")) }).await;
+    let pair = pair(app, Protocol::Detect);
+    for protocol in ["h2c", "H2C", "foo, h2c", "foo\r\nx: y", "", "HTTP/2.0", "TLS/1.0"] {
+        for mark in [Some("1.1; method=GET"), None] {
+            let mut peer = meshed(&pair).await;
+            // The first answer comes after the SETTINGS that allow extended CONNECT.
+            let mut first = Request::get("http://app.example/").body(full("")).unwrap();
+            first.headers_mut().insert("outrigger-h1", "1.1".parse().unwrap());
+            let (head, _, _) = whole(soon("the first answer", peer.send_request(first)).await.unwrap()).await;
+            assert_eq!(head.status, StatusCode::OK);
+            let mut request = Request::connect("http://app.example/").body(full("")).unwrap();
+            if let Some(mark) = mark {
+                request.headers_mut().insert("outrigger-h1", mark.parse().unwrap());
+            }
+            request.extensions_mut().insert(Extended::from(protocol));
+            let response = soon("the refusal", peer.send_request(request)).await.unwrap();
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{protocol:?}");
+            let reason = response.headers()["outrigger-reason"].to_str().unwrap();
+            assert!(reason.starts_with("proxy; bad_request; "), "{protocol:?} -> {reason}");
+        }
+    }
+}
