@@ -19,6 +19,7 @@ use super::{
     Worker,
     body::Body,
     http::MAX_HEADERS,
+    message::check_framing,
     patient::Patient,
     stream::Stream,
     tls::{self, ConnectError},
@@ -120,7 +121,11 @@ async fn send_on(
     request: Request<Body>,
 ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Body>>)> {
     match sender.try_send_request(request).await {
-        Ok(response) => {
+        Ok(mut response) => {
+            // Where its response ends is doubtful: whoever handles it will refuse it.
+            if check_framing(response.headers_mut()).is_err() {
+                return Ok(response);
+            }
             let worker = worker.clone();
             spawn_local(async move {
                 // Ready again means that the response was read to its end and the connection may be reused.

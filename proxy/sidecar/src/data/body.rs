@@ -60,6 +60,8 @@ pub(crate) struct Body {
 struct Source {
     inner: RefCell<Inner>,
     ended: Cell<Option<Instant>>,
+    /// Reading failed.
+    failed: Cell<bool>,
     /// What was read so far; `None`: too much, or no longer of use.
     remembered: RefCell<Option<Remembered>>,
     /// The handle that reads; a later one takes over.
@@ -113,6 +115,7 @@ impl Body {
         let source = Source {
             inner: RefCell::new(inner),
             ended,
+            failed: Cell::new(false),
             remembered: RefCell::new(None),
             reader: Cell::new(0),
         };
@@ -175,6 +178,11 @@ impl Body {
     /// When the last of it was read; `None`: more is to come.
     pub(crate) fn ended(&self) -> Option<Instant> {
         self.source.ended.get()
+    }
+
+    /// Whether it could not be read to its end: its sender broke off, was silent for too long, or framed it wrongly.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.source.failed.get()
     }
 
     fn is_at_the_front(&self) -> bool {
@@ -280,6 +288,7 @@ impl HttpBody for Body {
                 Poll::Ready(None)
             }
             Poll::Ready(error) => {
+                source.failed.set(true);
                 // What is lost cannot be sent again.
                 this.forget();
                 Poll::Ready(error)
@@ -288,7 +297,10 @@ impl HttpBody for Body {
                 let Some(Idle { limit, timer }) = &mut this.idle else { return Poll::Pending };
                 let limit = *limit;
                 let timer = timer.get_or_insert_with(|| Box::pin(sleep(limit)));
-                timer.as_mut().poll(cx).map(|()| Some(Err(Failed::Idle(limit).into())))
+                timer.as_mut().poll(cx).map(|()| {
+                    source.failed.set(true);
+                    Some(Err(Failed::Idle(limit).into()))
+                })
             }
         }
     }

@@ -19,13 +19,14 @@ use std::{
 };
 
 use futures_util::future::{FutureExt, LocalBoxFuture};
-use http::{Request, Response};
+use http::{HeaderValue, Method, Request, Response, header::CONNECTION};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
     service::Service,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_core::reason::Reason;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
@@ -38,7 +39,7 @@ use super::{
     body::{Body, BodyError},
     inbound,
     pool::{CONNECTION_WINDOW, FRAME_BYTES, SEND_BUFFER, STREAM_WINDOW},
-    reasons::{Refusal, is_grpc},
+    reasons::{Refusal, is_grpc, reason_of},
     request,
     stream::Stream,
 };
@@ -100,14 +101,25 @@ impl Service<Request<Incoming>> for Handling {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let active = Activity::begin(&self.activity);
-        match &self.handler {
-            Handler::Outbound(route) => request::outbound(route.clone(), request, active).boxed_local(),
-            Handler::Inbound(entry) => inbound::request(entry.clone(), request, active).boxed_local(),
-            Handler::Refuse(refusal) => {
-                let response = refusal.response(is_grpc(request.headers()));
-                async move { Ok(response) }.boxed_local()
+        let handler = self.handler.clone();
+        let is_http1 = self.activity.version == Version::Http1;
+        let is_connect = request.method() == Method::CONNECT;
+        async move {
+            let mut response = match handler {
+                Handler::Outbound(route) => request::outbound(route, request, active).await?,
+                Handler::Inbound(entry) => inbound::request(entry, request, active).await?,
+                Handler::Refuse(refusal) => refusal.response(is_grpc(request.headers())),
+            };
+            // What follows a request that two readers could end in two places, or a tunnel that was not opened, is
+            // not to be read as a request (RFC 9112, 11.2).
+            let bad = reason_of(response.headers()) == Some(Reason::BadRequest);
+            let no_tunnel = is_connect && !response.status().is_success();
+            if is_http1 && (bad || no_tunnel) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            Ok(response)
         }
+        .boxed_local()
     }
 }
 

@@ -290,10 +290,11 @@ impl Entry {
     /// Sends a request to the application as it was when it left its client.
     async fn send(&self, message: &Message) -> Result<(Response<Incoming>, Option<Lease>), Refusal> {
         let broken = |error: &hyper::Error| {
-            Refusal::new(
-                Reason::UpstreamReset,
-                format!("the application gave no response: {}", causes(error)),
-            )
+            if message.body.has_failed() {
+                return message::broken_body();
+            }
+            let text = format!("the application gave no response: {}", causes(error));
+            Refusal::new(Reason::UpstreamReset, text)
         };
         if message.is_h1() {
             let sent = apps::send(&self.worker, self.destination, Direction::Inbound, message.to_h1()).await;

@@ -17,7 +17,8 @@ use outrigger_core::{
     authority::request_authority,
     headers::{
         CLIENT_ID_HEADER, H1_HEADER, H1Mark, REASON_HEADER, claims_identity, connection_tokens,
-        is_hop_by_hop, is_mesh_internal, is_upgrade_protocol, te_has_trailers, upgrade_protocol,
+        is_hop_by_hop, is_mesh_internal, is_upgrade_protocol, misspells_framing, te_has_trailers,
+        upgrade_protocol,
     },
     reason::Reason,
 };
@@ -72,6 +73,8 @@ impl Message {
         let (mut headers, uri) = (parts.headers, parts.uri);
         let tokens = connection_tokens(headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes))
             .ok_or_else(|| bad("the Connection header is malformed"))?;
+        check_framing(&mut headers).map_err(bad)?;
+        check_target(&parts.method, &uri, extended.is_some()).map_err(bad)?;
 
         let (mut method, mut version) = (parts.method, parts.version);
         let mut protocol = extended.as_ref().map(|protocol| protocol.as_str().to_owned());
@@ -82,6 +85,10 @@ impl Message {
             None => {}
             Some(H1Mark::Http10 | H1Mark::Http11) if protocol.is_some() => {
                 return Err(bad("an extended CONNECT is no HTTP/1.x request"));
+            }
+            // HTTP/1.0 has no chunks: its requests have a length, or no body.
+            Some(H1Mark::Http10) if !body.is_end_stream() && !headers.contains_key(CONTENT_LENGTH) => {
+                return Err(bad("a request of HTTP/1.0 has a body of unknown length"));
             }
             Some(H1Mark::Http10) => version = Version::HTTP_10,
             Some(H1Mark::Http11) => version = Version::HTTP_11,
@@ -110,7 +117,9 @@ impl Message {
         };
 
         let te = headers.get_all(TE).iter().any(|value| te_has_trailers(value.as_bytes()));
-        strip(&mut headers, |name| is_hop_by_hop(name, &tokens) || is_mesh_internal(name));
+        strip(&mut headers, |name| {
+            is_hop_by_hop(name, &tokens) || is_mesh_internal(name) || misspells_framing(name)
+        });
         if te {
             headers.insert(TE, TRAILERS);
         }
@@ -216,6 +225,16 @@ impl Message {
             parts.path_and_query.clone_from(&self.path);
         }
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        if let Some(authority) = &self.authority
+            && !self.headers.contains_key(HOST)
+            && let Ok(host) = HeaderValue::from_str(authority.as_str())
+        {
+            request.headers_mut().insert(HOST, host);
+        }
+        // hyper takes a GET or HEAD without either for one without a body, and would drop it.
+        if !request.body().is_end_stream() && !self.headers.contains_key(CONTENT_LENGTH) && !self.switches() {
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         if self.switches()
             && let Some(protocol) = self.protocol.as_deref().filter(|_| self.method != Method::CONNECT)
             && let Ok(protocol) = HeaderValue::from_str(protocol)
@@ -274,6 +293,59 @@ fn bad(text: &str) -> Refusal {
     Refusal::new(Reason::BadRequest, text)
 }
 
+/// Refuses messages whose end two readers could see in two places (RFC 9112, 6.3), and makes several equal lengths
+/// one. Transfer codings are stripped on the way; one that is not just the framing would be missing from the body.
+pub(crate) fn check_framing(headers: &mut HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+        || codings.next().is_some()
+    {
+        return Err("the transfer coding is not just chunked");
+    }
+    let mut length = None;
+    for line in headers.get_all(CONTENT_LENGTH) {
+        for value in line.as_bytes().split(|byte| *byte == b',') {
+            let value = parse_length(value.trim_ascii()).ok_or("the content length is malformed")?;
+            if length.is_some_and(|length| length != value) {
+                return Err("there are different content lengths");
+            }
+            length = Some(value);
+        }
+    }
+    if coding.is_some() && length.is_some() {
+        return Err("there are a content length and a transfer coding");
+    }
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Ok(())
+}
+
+fn parse_length(value: &[u8]) -> Option<u64> {
+    // `parse` would take a sign.
+    let digits = value.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+}
+
+/// Whether a request's target has the form of its method: authority form is CONNECT's, and CONNECT has no other
+/// (RFC 9112, 3.2.3) but for RFC 8441's.
+fn check_target(method: &Method, uri: &Uri, extended: bool) -> Result<(), &'static str> {
+    let plain_connect = *method == Method::CONNECT && !extended;
+    if plain_connect && (uri.authority().is_none() || uri.path_and_query().is_some()) {
+        return Err("the target of CONNECT is no authority");
+    }
+    if !plain_connect && uri.path_and_query().is_none() {
+        return Err("the request's target has no path");
+    }
+    Ok(())
+}
+
+/// The answer to a request whose body could not be read, which is nobody's fault but its sender's.
+pub(crate) fn broken_body() -> Refusal {
+    bad("the request's body is malformed or broke off")
+}
+
 /// Cleans the head of a response from an application, or from an endpoint without a sidecar.
 pub(crate) fn clean_response(head: &mut http::response::Parts) -> Result<(), Refusal> {
     clean(head, false)
@@ -293,6 +365,9 @@ pub(crate) fn clean_sidecar_response(head: &mut http::response::Parts) -> Result
 }
 
 fn clean(head: &mut http::response::Parts, keep_reason: bool) -> Result<(), Refusal> {
+    check_framing(&mut head.headers).map_err(|error| {
+        Refusal::new(Reason::UpstreamProtocol, format!("the application's response is refused: {error}"))
+    })?;
     let tokens = connection_tokens(head.headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes))
         .ok_or_else(|| {
             Refusal::new(Reason::UpstreamProtocol, "the response's Connection header is malformed")
@@ -308,7 +383,10 @@ fn clean(head: &mut http::response::Parts, keep_reason: bool) -> Result<(), Refu
 pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
     let framing = [CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
     strip(trailers, |name| {
-        is_hop_by_hop(name, &[]) || is_mesh_internal(name) || framing.iter().any(|field| field == name)
+        is_hop_by_hop(name, &[])
+            || is_mesh_internal(name)
+            || misspells_framing(name)
+            || framing.iter().any(|field| field == name)
     });
 }
 

@@ -122,6 +122,8 @@ impl Exchange {
                     attempt.drained();
                     return Err(Refusal::new(Reason::UpstreamReset, "the endpoint is shutting down"));
                 }
+                // The endpoint is not to blame: the attempt is dropped without an outcome.
+                Failure::Broken(_) if message.body.has_failed() => return Err(message::broken_body()),
                 Failure::Broken(text) => {
                     attempt.answered(false);
                     return Err(Refusal::new(Reason::UpstreamReset, text));

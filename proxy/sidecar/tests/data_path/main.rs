@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod failure;
+mod framing;
 mod http1;
 mod http2;
 mod identity;

@@ -374,7 +374,7 @@ pub(crate) async fn http2(address: SocketAddr) -> Http2 {
 }
 
 /// TLS to a pair's server as its client's sidecar makes it.
-async fn mesh_tls(pair: &Pair) -> tokio_rustls::client::TlsStream<TcpStream> {
+pub(crate) async fn mesh_tls(pair: &Pair) -> tokio_rustls::client::TlsStream<TcpStream> {
     let config = pair.client.context.credentials.client_config(&id("server"), &[b"outrigger-h2"]).unwrap();
     let stream = TcpStream::connect(pair.inbound).await.unwrap();
     tokio_rustls::TlsConnector::from(config).connect(outrigger_certs::server_name(), stream).await.unwrap()
