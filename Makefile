@@ -16,13 +16,16 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --re
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.PHONY: need-rust need-go need-cc
+.PHONY: need-rust need-go need-cc need-curl
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "make: Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
 need-cc:
 	@command -v cc >/dev/null || { echo "make: a C compiler is missing (the TLS library needs one): apt-get install gcc" >&2; exit 1; }
 need-go:
 	@command -v go >/dev/null || { echo "make: Go is missing (the tests build a real Consul with it): install it from https://go.dev/dl" >&2; exit 1; }
+
+need-curl:
+	@command -v curl >/dev/null || { echo "make: curl is missing (the tests' unchanged client): apt-get install curl" >&2; exit 1; }
 
 .PHONY: build
 build: need-rust need-cc ## Build the three binaries for development (target/debug)
@@ -46,15 +49,15 @@ quick: lint ## The inner loop: lint, unit and property tests
 	$(CARGO) test --locked --workspace --exclude outrigger-e2e
 
 .PHONY: test
-test: need-rust need-cc need-go tools build ## All tests that need no root: unit, property, namespaces, a real Consul
+test: need-rust need-cc need-go need-curl tools build ## All tests that need no root: unit, property, namespaces, a real Consul
 	$(CARGO) test --locked --workspace --exclude outrigger-e2e
 	$(CARGO) test --locked -p outrigger-e2e
 	$(BIN)/outrigger demo --once
 
 .PHONY: test-root
-test-root: need-rust need-cc need-go tools build ## The suites that need several uids or Debian's servers (root)
+test-root: need-rust need-cc need-go need-curl tools build ## The suites that need several uids or Debian's servers (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make: test-root needs root" >&2; exit 1; }
-	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e
+	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features debian
 
 .PHONY: soak
 soak: tools build ## The suites at full length

@@ -480,7 +480,7 @@ impl Workload {
     /// Asks the sidecar's admin port.
     pub async fn admin(&self, path: &str) -> anyhow::Result<Reply> {
         let (admin, path) = (SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT)), path.to_owned());
-        self.host.run(move || async move { client::get(admin, "sidecar", &path).await }).await
+        self.host.run(move || async move { client::get(admin, "localhost", &path).await }).await
     }
 
     /// What the sidecar knows: `/config`.

@@ -131,7 +131,7 @@ impl Next {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::HOST, "demo")
+            .header(http::header::HOST, "localhost")
             .body(Full::default())?;
         let response = sender.send_request(request).await.context("waiting for the answer")?;
         let status = response.status();
