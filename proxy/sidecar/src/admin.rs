@@ -2,20 +2,22 @@
 //! its own host only.
 //!
 //! "Its own host" means that both ends of the connection are loopback addresses: a redirected or routed connection may
-//! have one, never both.
+//! have one, never both. A browser on the host is made to connect like that by any page that it shows; what it sends
+//! then names the page's own domain as Host (DNS rebinding) or says that it comes from another site, and is refused.
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use http::{HeaderMap, HeaderValue, uri::Authority};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN},
     server::conn::http1,
     service::service_fn,
 };
@@ -96,6 +98,29 @@ fn loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
+/// Whether the one Host is a loopback address or a name without a dot, with or without a port. `localhost` is such a
+/// name, and so is what local callers write; the domains under which pages are served have dots.
+fn names_this_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else { return false };
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    !host.is_empty() && !host.contains(['.', ':'])
+        || address.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
+}
+
+/// Whether a browser sent this for a page of another origin (Fetch, "Origin"; Fetch Metadata, "Sec-Fetch-Site").
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    let own = |origin: &HeaderValue| origin.as_bytes().strip_prefix(b"http://") == Some(host);
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    !headers.get_all(ORIGIN).iter().all(own) || sites.any(|site| site.as_bytes() != b"same-origin")
+}
+
 impl Admin {
     async fn handle(&self, request: &Request<Incoming>, local: bool) -> Response<Full<Bytes>> {
         let reading = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -105,6 +130,12 @@ impl Admin {
             "/ready" if reading => self.ready().await,
             "/config" | "/drain" if !local => {
                 respond(StatusCode::FORBIDDEN, TEXT, "only on loopback\n".to_owned())
+            }
+            "/config" | "/drain" if !names_this_host(request.headers()) => {
+                respond(StatusCode::FORBIDDEN, TEXT, "Host is not this host: use localhost\n".to_owned())
+            }
+            "/drain" if is_cross_site(request.headers()) => {
+                respond(StatusCode::FORBIDDEN, TEXT, "not for other sites\n".to_owned())
             }
             "/config" if reading => respond(StatusCode::OK, JSON, format!("{:#}\n", self.config())),
             "/drain" if request.method() == Method::POST => {
@@ -182,12 +213,69 @@ fn seconds(time: SystemTime) -> u64 {
 fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
 fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
     let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, format!("use {allow}\n"));
-    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static(allow));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn only_names_of_this_host_are_its_own() {
+        for host in
+            ["localhost", "LOCALHOST:15490", "sidecar", "127.0.0.1", "127.1.2.3:1", "[::1]", "[::1]:15490"]
+        {
+            assert!(names_this_host(&headers(&[("host", host)])), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.1:15490",
+            "[::2]",
+            "a@b",
+        ] {
+            assert!(!names_this_host(&headers(&[("host", host)])), "{host}");
+        }
+        assert!(!names_this_host(&HeaderMap::new()));
+        let mut two = headers(&[("host", "localhost")]);
+        two.append(HOST, HeaderValue::from_static("localhost"));
+        assert!(!names_this_host(&two));
+    }
+
+    #[test]
+    fn other_sites_are_recognized() {
+        let host = ("host", "localhost:15490");
+        for own in [
+            &[host][..],
+            &[host, ("sec-fetch-site", "same-origin")],
+            &[host, ("origin", "http://localhost:15490"), ("sec-fetch-site", "same-origin")],
+        ] {
+            assert!(!is_cross_site(&headers(own)), "{own:?}");
+        }
+        for other in [
+            [host, ("origin", "null")],
+            [host, ("origin", "http://localhost:80")],
+            [host, ("origin", "https://evil.example")],
+            [host, ("sec-fetch-site", "cross-site")],
+            [host, ("sec-fetch-site", "same-site")],
+        ] {
+            assert!(is_cross_site(&headers(&other)), "{other:?}");
+        }
+    }
 }
