@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::mesh::Mesh;
 use crate::push::Proxies;
 use crate::sources::{ServiceKey, Sync};
+use crate::store::Store;
 use crate::tokens::{NewToken, NewTokenError, Tokens, hex};
 
 /// After this long the controller is ready without a source that cannot be read: workloads need their certificates
@@ -47,6 +48,8 @@ pub(crate) struct Api {
     pub(crate) proxies: Arc<Proxies>,
     /// Join tokens.
     pub(crate) tokens: Arc<Tokens>,
+    /// What is kept.
+    pub(crate) store: Arc<Store>,
     /// SHA-256 of the admin token.
     pub(crate) admin: AdminToken,
 }
@@ -111,7 +114,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 }
 
 /// The routes of the monitoring port.
-pub(crate) fn monitoring(mesh: Arc<Mesh>, registry: Registry) -> Router {
+pub(crate) fn monitoring(mesh: Arc<Mesh>, store: Arc<Store>, registry: Registry) -> Router {
     let registry = Arc::new(registry);
     let metrics = move || {
         let mut text = String::new();
@@ -123,7 +126,9 @@ pub(crate) fn monitoring(mesh: Arc<Mesh>, registry: Registry) -> Router {
     };
     let start = Instant::now();
     let ready = move || {
-        let answer = if mesh.started() {
+        let answer = if mesh.started() && store.failing().is_some() {
+            (StatusCode::OK, "ready, but the store's disk takes no changes; see /api/v1/sources\n")
+        } else if mesh.started() {
             (StatusCode::OK, "ready\n")
         } else if start.elapsed() > SOURCE_PATIENCE {
             (StatusCode::OK, "ready, but a source was never read; see /api/v1/sources\n")
@@ -186,7 +191,13 @@ async fn revoke_token(
     match api.tokens.revoke(&id).await {
         Ok(true) => StatusCode::NO_CONTENT.into_response(),
         Ok(false) => failed(StatusCode::NOT_FOUND, "there is no such token"),
-        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(error) => {
+            let text = format!(
+                "the token is revoked from now on, but the disk does not know yet, and a restart of the controller before \
+                 it does would bring the token back: {error}"
+            );
+            failed(StatusCode::SERVICE_UNAVAILABLE, &text)
+        }
     }
 }
 
@@ -229,7 +240,14 @@ async fn sources(State(api): State<Arc<Api>>) -> Response {
             json!({ "address": address.to_string(), "services": services })
         })
         .collect();
-    Json(json!({ "sources": sources, "shared_addresses": shared })).into_response()
+    let failing = api.store.failing();
+    let store = json!({
+        "writable": failing.is_none(),
+        "since": failing.as_ref().map(|failing| unix(failing.since)),
+        "reason": failing.as_ref().map(|failing| &failing.reason),
+        "waiting": api.store.waiting(),
+    });
+    Json(json!({ "sources": sources, "shared_addresses": shared, "store": store })).into_response()
 }
 
 fn service_view(service: &outrigger_api::v1::Service) -> Value {

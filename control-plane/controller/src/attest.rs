@@ -83,7 +83,9 @@ impl Attestor for JoinTokens {
             let checked = Checked { identity: attested.identity.clone(), id: attested.evidence.clone() };
             match self.0.redeem(&checked, not_after, SystemTime::now()).await {
                 Ok(verdict) => verdict.map_err(refused),
-                Err(error) => Err(AttestError::Unavailable(error.to_string())),
+                Err(error) => Err(AttestError::Unavailable(format!(
+                    "the use of the join token could not be recorded, and a one-time token counts as used now: {error}"
+                ))),
             }
         })
     }

@@ -65,7 +65,7 @@ impl Controller {
         let metrics_listener = bind(config.metrics_listen, "metrics_listen").await?;
         let addresses = (listener.local_addr()?, api_listener.local_addr()?, metrics_listener.local_addr()?);
 
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics { store_writable: store.writable(), ..Metrics::default() });
         metrics.issuer_expiry.set(unix(ca.not_after()));
         let credentials = Credentials::new(ca.bundle().clone());
         renew_own(&ca, &identity, config.leaf_life.0, &credentials, &metrics)
@@ -80,7 +80,7 @@ impl Controller {
             settings(config),
             sources.iter().map(|source| Arc::clone(&source.name)),
             ca.bundle(),
-            store,
+            Arc::clone(&store),
             Arc::clone(&tokens),
             Arc::clone(&metrics),
         )?);
@@ -126,9 +126,9 @@ impl Controller {
         let serving =
             server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
         tasks.spawn(ended("discovery", serving));
-        let api = Arc::new(Api { mesh: Arc::clone(&mesh), proxies, tokens, admin });
+        let api = Arc::new(Api { mesh: Arc::clone(&mesh), proxies, tokens, store: Arc::clone(&store), admin });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
-        let monitoring = api::monitoring(mesh, registry);
+        let monitoring = api::monitoring(mesh, store, registry);
         tasks.spawn(until(stop.clone(), ended("monitoring", serve_http(metrics_listener, monitoring))));
         tasks.close();
 

@@ -54,6 +54,7 @@ pub(crate) struct Metrics {
     pub(crate) claims_refused: Family<ReasonLabel, Counter>,
     pub(crate) own_leaf_expiry: Gauge,
     pub(crate) issuer_expiry: Gauge,
+    pub(crate) store_writable: Gauge,
 }
 
 impl Metrics {
@@ -116,6 +117,11 @@ impl Metrics {
             "issuer_expiry_timestamp_seconds",
             "When the issuing certificate ends",
             self.issuer_expiry.clone(),
+        );
+        registry.register(
+            "store_writable",
+            "1 while the store's disk takes changes; at 0 they live in memory only",
+            self.store_writable.clone(),
         );
         registry
     }

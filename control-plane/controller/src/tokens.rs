@@ -5,6 +5,10 @@
 //! stays after its token was used up or has expired, because its *grant* (services and networks) holds for the
 //! workload that joined with it, whose leaf renews itself; it goes when the token is revoked, or when no leaf can be
 //! alive any more.
+//!
+//! Where the disk does not take a change in time, its caller hears of a failure and memory holds what is safe, which the
+//! disk gets when it can: a token that was to be made is gone again (nobody has seen its text), a revocation is in effect
+//! from the first moment, and a use stays used, so that a one-time token is lost then and a reusable one may be tried again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -117,8 +121,8 @@ pub(crate) enum NewTokenError {
     #[error("there are {MAX_TOKENS} tokens already; revoke some")]
     Full,
     /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    #[error("the token was not made: {0}")]
+    Store(StoreError),
 }
 
 /// Why a token was not taken. Deliberately not more precise towards the bearer than this.
@@ -202,7 +206,12 @@ impl Tokens {
             records.insert(id.clone(), record);
             self.store.submit(changes)
         };
-        receipt.durable().await?;
+        if let Err(error) = receipt.durable().await {
+            let mut records = self.records();
+            records.remove(&id);
+            self.store.submit(vec![Change::delete(Table::Tokens, id)]).forget();
+            return Err(NewTokenError::Store(error));
+        }
         tracing::info!(target: "audit", token = id, identity = info.identity, "join token created");
         Ok((info, format!("{PREFIX}{id}_{secret}")))
     }
@@ -214,7 +223,7 @@ impl Tokens {
 
     /// Ends a token and the grant that stands on it: nobody joins with it any more, and leaves that stand on no other
     /// token are not renewed, but run out. Claims that were accepted stay until their instances leave: meshed is
-    /// sticky. `false`: there is no such token.
+    /// sticky. `false`: there is no such token. An error says that it is not durable; in effect it is all the same.
     pub(crate) async fn revoke(&self, id: &str) -> Result<bool, StoreError> {
         let receipt = {
             let mut records = self.records();
@@ -223,8 +232,8 @@ impl Tokens {
             }
             self.store.submit(vec![Change::delete(Table::Tokens, id)])
         };
-        receipt.durable().await?;
         tracing::info!(target: "audit", token = id, "join token revoked");
+        receipt.durable().await?;
         Ok(true)
     }
 
@@ -249,7 +258,7 @@ impl Tokens {
     }
 
     /// Uses a checked token, for a leaf that expires at `alive_until`; of two bearers of a one-time token exactly one
-    /// gets through. Durable when it returns.
+    /// gets through. Durable when it returns; after an error it counts as used, because the disk may still learn so.
     pub(crate) async fn redeem(
         &self,
         checked: &Checked,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::store::tests::{Disk, until};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -129,4 +130,46 @@ async fn all_faults_of_a_request_are_listed() {
             other => panic!("{identity}: {other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn while_the_disk_fails_memory_is_on_the_safe_side_and_the_disk_follows() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::new(directory.path(), Duration::from_millis(200));
+    let store = disk.open();
+    let tokens = self::tokens(&store);
+    // A busy disk may be slower than the patience of this test.
+    let make = |uses| {
+        let (tokens, store) = (&tokens, &store);
+        async move {
+            loop {
+                if let Ok(made) = tokens.create(new(&[], &[], uses), now()).await {
+                    return made;
+                }
+                until("the disk", || store.waiting() == 0);
+            }
+        }
+    };
+    let (revoked, revoked_text) = make(Uses::Reusable).await;
+    let (once, once_text) = make(Uses::OneTime).await;
+    until("the disk", || store.waiting() == 0);
+
+    disk.breaks(true);
+    let failed = tokens.create(new(&[], &[], Uses::Reusable), now()).await.unwrap_err();
+    assert!(failed.to_string().contains("was not made"), "{failed}");
+    tokens.revoke(&revoked.id).await.unwrap_err();
+    assert_eq!(tokens.check_text(&revoked_text, now()).unwrap_err(), TokenRefused::Unknown);
+    let checked = tokens.check_text(&once_text, now()).unwrap();
+    tokens.redeem(&checked, now() + HOUR, now()).await.unwrap_err();
+    assert_eq!(tokens.check_text(&once_text, now()).unwrap_err(), TokenRefused::Used);
+    let listed =
+        |tokens: &Tokens| tokens.list(now()).into_iter().map(|info| (info.id, info.used)).collect::<Vec<_>>();
+    let in_memory = listed(&tokens);
+    assert_eq!(in_memory, [(once.id, 1)]);
+
+    disk.breaks(false);
+    until("the recovery", || store.waiting() == 0 && store.failing().is_none());
+    drop(tokens);
+    drop(store);
+    assert_eq!(listed(&self::tokens(&disk.open())), in_memory, "the disk has what memory had");
 }
