@@ -127,7 +127,18 @@ impl CertificateAuthority {
     /// never overwritten.
     pub fn open_or_create(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, CaError> {
         let text = store::read_or_create(dir, || Self::generate_pem(trust_domain))?;
-        Self::from_store(&text, trust_domain).map_err(|error| match error {
+        Self::opened(dir, &text, trust_domain)
+    }
+
+    /// The CA whose store is in the directory `dir`, for a mesh that has one already: `None` where there is no store, and
+    /// nothing is made.
+    pub fn open(dir: &Path, trust_domain: &TrustDomain) -> Result<Option<Self>, CaError> {
+        let text = store::read_existing(dir)?;
+        text.map(|text| Self::opened(dir, &text, trust_domain)).transpose()
+    }
+
+    fn opened(dir: &Path, text: &str, trust_domain: &TrustDomain) -> Result<Self, CaError> {
+        Self::from_store(text, trust_domain).map_err(|error| match error {
             CaError::Unusable { what, reason } => {
                 CaError::Broken { dir: dir.display().to_string(), reason: format!("{what}: {reason}") }
             }

@@ -45,6 +45,12 @@ pub(crate) fn read_or_create<E: From<StoreError>>(
     text.ok_or_else(|| failed("read")(io::Error::from(io::ErrorKind::NotFound)).into())
 }
 
+/// The text of the store in `dir`, if there is one.
+pub(crate) fn read_existing(dir: &Path) -> Result<Option<Zeroizing<String>>, StoreError> {
+    let path = dir.join(FILE);
+    read(&path).map_err(|source| StoreError { action: "read", path, source })
+}
+
 fn read(path: &Path) -> io::Result<Option<Zeroizing<String>>> {
     let file = match File::open(path) {
         Ok(file) => file,

@@ -3,13 +3,15 @@
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use aws_lc_rs::digest;
 use outrigger_api::v1;
-use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, renew_at, retry_delay};
+use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, TrustDomain, renew_at, retry_delay};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,13 +26,15 @@ use crate::push::{Ads, Proxies};
 use crate::server::{self, Services};
 use crate::sign::{Sign, SignLimits};
 use crate::sources::{self, Source};
-use crate::store::Store;
-use crate::tokens::Tokens;
+use crate::store::{Change, Store, Table};
+use crate::tokens::{Tokens, hex};
 
 /// How long open streams have to end after the stop.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
 /// The longest sleep of the task that renews our own leaf: a clock that jumps is noticed within a minute.
 const RENEWAL_CHECK: Duration = Duration::from_mins(1);
+/// The record of the store that names the root of the CA in the data directory.
+const OWN_ROOT: &str = "own-root";
 
 /// A running controller.
 #[derive(Debug)]
@@ -52,10 +56,10 @@ impl Controller {
         // What was started before a failure ends with the guard.
         let guard = stop.clone().drop_guard();
         let data_dir = &config.data_dir;
-        std::fs::create_dir_all(data_dir)
+        make_data_dir(data_dir)
             .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
         let store = Arc::new(Store::open(&data_dir.join("controller.redb"))?);
-        let ca = Arc::new(open_ca(config)?);
+        let ca = Arc::new(open_ca(config, &store).await?);
         let identity = config.identity()?;
         write_root(&data_dir.join("root.pem"), &ca)?;
         let admin = AdminToken::open_or_create(&data_dir.join("admin-token"))?;
@@ -126,7 +130,8 @@ impl Controller {
         let serving =
             server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
         tasks.spawn(ended("discovery", serving));
-        let api = Arc::new(Api { mesh: Arc::clone(&mesh), proxies, tokens, store: Arc::clone(&store), admin });
+        let api =
+            Arc::new(Api { mesh: Arc::clone(&mesh), proxies, tokens, store: Arc::clone(&store), admin });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, store, registry);
         tasks.spawn(until(stop.clone(), ended("monitoring", serve_http(metrics_listener, monitoring))));
@@ -173,7 +178,15 @@ fn start_sources(config: &Config, stop: &CancellationToken) -> anyhow::Result<Ve
     Ok(started)
 }
 
-fn open_ca(config: &Config) -> anyhow::Result<CertificateAuthority> {
+/// The directory for its owner only; above it, what is missing is made as everybody makes directories.
+fn make_data_dir(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+async fn open_ca(config: &Config, store: &Store) -> anyhow::Result<CertificateAuthority> {
     let trust_domain = config.trust_domain()?;
     let read = |path: &Path| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read the CA's file {}", path.display()))
@@ -183,16 +196,61 @@ fn open_ca(config: &Config) -> anyhow::Result<CertificateAuthority> {
             let key = zeroize::Zeroizing::new(read(key)?);
             Ok(CertificateAuthority::from_pem(&read(certificate)?, &key, &read(roots)?, &trust_domain)?)
         }
-        _ => Ok(CertificateAuthority::open_or_create(&config.data_dir.join("ca"), &trust_domain)?),
+        _ => own_ca(&config.data_dir, &trust_domain, store).await,
     }
 }
 
-/// The roots, for sidecars to start with; replaced as a whole, because a sidecar may read it at any time.
+/// The CA in the data directory. It is made once in the life of a store, which remembers its root: a new root where the
+/// old one is only out of sight, such as behind a mount that failed, would cut off every workload.
+async fn own_ca(
+    data_dir: &Path,
+    trust_domain: &TrustDomain,
+    store: &Store,
+) -> anyhow::Result<CertificateAuthority> {
+    let dir = data_dir.join("ca");
+    let known = store.load::<String>(Table::Authority)?.into_iter().find(|(name, _)| name == OWN_ROOT);
+    let Some((_, known)) = known else {
+        let ca = CertificateAuthority::open_or_create(&dir, trust_domain)?;
+        let marked = store.submit(vec![Change::put(Table::Authority, OWN_ROOT, &fingerprint(&ca))]);
+        marked.durable().await.context("cannot remember which CA this mesh has")?;
+        return Ok(ca);
+    };
+    let found = CertificateAuthority::open(&dir, trust_domain)?;
+    let fault = match &found {
+        Some(ca) if fingerprint(ca) == known => None,
+        Some(ca) => Some(format!("has another root (SHA-256 {})", fingerprint(ca))),
+        None => Some("is missing".to_owned()),
+    };
+    match (found, fault) {
+        (Some(ca), None) => Ok(ca),
+        (_, fault) => anyhow::bail!(
+            "this mesh's CA, {dir}/ca.pem, {}, while {data} belongs to the root with SHA-256 {known}: restore ca.pem \
+             from a backup, or mount what holds it. To start a new mesh instead, which no running workload trusts and \
+             all must join anew, move controller.redb away",
+            fault.unwrap_or_default(),
+            dir = dir.display(),
+            data = data_dir.join("controller.redb").display(),
+        ),
+    }
+}
+
+/// SHA-256 of the root; a CA of our own has one.
+fn fingerprint(ca: &CertificateAuthority) -> String {
+    let roots: Vec<u8> = ca.bundle().roots().iter().flat_map(|root| root.iter().copied()).collect();
+    hex(digest::digest(&digest::SHA256, &roots).as_ref())
+}
+
+/// The roots, for sidecars to start with; replaced as a whole, because a sidecar may read it at any time, and only where
+/// they changed: a controller can start again while its disk is full.
 fn write_root(path: &Path, ca: &CertificateAuthority) -> anyhow::Result<()> {
+    let text = ca.bundle().to_pem();
+    if std::fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+        return Ok(());
+    }
     let temporary = path.with_extension("pem.new");
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(ca.bundle().to_pem().as_bytes())?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
     };

@@ -10,3 +10,4 @@ mod claims;
 mod discovery;
 mod harness;
 mod signing;
+mod state;
