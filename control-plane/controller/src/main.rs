@@ -1,8 +1,8 @@
 //! The controller binary: reads the configuration, starts the controller, stops at a signal.
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -13,6 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The exit code of a bad configuration: `EX_USAGE` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 64;
+/// Bytes; a hundred times what every field takes.
+const MAX_CONFIGURATION: u64 = 1024 * 1024;
 
 /// Outrigger's control plane: it gives workloads identities and tells proxies where everything is.
 ///
@@ -63,7 +65,7 @@ fn load(path: Option<PathBuf>) -> Result<Config, Faults> {
     let text = match path {
         Some(path) => {
             let name = path.display().to_string();
-            let text = std::fs::read_to_string(&path)
+            let text = read_bounded(&path)
                 .map_err(|error| Faults(vec![format!("{name}: cannot be read: {error}")]))?;
             Some((name, text))
         }
@@ -72,6 +74,16 @@ fn load(path: Option<PathBuf>) -> Result<Config, Faults> {
     Config::load(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), |name| {
         std::env::var(name).ok()
     })
+}
+
+/// The text of a file that may be no configuration at all, such as a device without an end.
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_CONFIGURATION + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_CONFIGURATION {
+        return Err(std::io::Error::other("it is larger than 1 MiB, so it is no configuration"));
+    }
+    String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is not UTF-8 text"))
 }
 
 #[tokio::main]
@@ -97,4 +109,17 @@ fn start_logging(log: &Log) -> anyhow::Result<()> {
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_no_configuration() {
+        for device in ["/dev/zero", "/dev/urandom"] {
+            let faults = load(Some(device.into())).unwrap_err().to_string();
+            assert!(faults.contains("larger than 1 MiB"), "{faults}");
+        }
+    }
 }

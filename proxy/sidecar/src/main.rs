@@ -1,7 +1,12 @@
 //! `outrigger-proxy`: the sidecar, and the redirection that brings traffic to it.
 #![forbid(unsafe_code)]
 
-use std::{io::stderr, path::PathBuf, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, Read, stderr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use outrigger_proxy::{
@@ -12,6 +17,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Exit code for bad configuration (sysexits.h, `EX_USAGE`).
 const BAD_CONFIGURATION: u8 = 64;
+/// Bytes; a hundred times what every field takes.
+const MAX_CONFIGURATION: u64 = 1024 * 1024;
 
 /// The sidecar of the Outrigger service mesh.
 #[derive(Parser)]
@@ -69,7 +76,7 @@ fn main() -> ExitCode {
 
 fn load(arguments: &Arguments) -> Result<Config, String> {
     let file = match &arguments.config {
-        Some(path) => std::fs::read_to_string(path)
+        Some(path) => read_bounded(path)
             .map_err(|error| format!("- cannot read the file {}: {error}", path.display()))?,
         None => String::new(),
     };
@@ -78,12 +85,35 @@ fn load(arguments: &Arguments) -> Result<Config, String> {
     config::load(&file, environment).map_err(|faults| faults.to_string())
 }
 
+/// The text of a file that may be no configuration at all, such as a device without an end.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_CONFIGURATION + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_CONFIGURATION {
+        return Err(io::Error::other("it is larger than 1 MiB, so it is no configuration"));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))
+}
+
 fn log(config: &Config) {
     // `load` has checked the directives.
     let filter = EnvFilter::new(&config.log.level);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     match config.log.format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&stderr())).init(),
+        LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&stderr())).init(),
         LogFormat::Json => builder.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_no_configuration() {
+        for device in ["/dev/zero", "/dev/urandom"] {
+            let error = read_bounded(Path::new(device)).unwrap_err().to_string();
+            assert!(error.contains("larger than 1 MiB"), "{error}");
+        }
     }
 }
