@@ -98,7 +98,6 @@ impl Exchange {
                         // The application there does not answer, and so has not seen the request.
                         Failure::Connect(ConnectError::new(Reason::ConnectFailed, "the peer's application"))
                     } else {
-                        attempt.answered(answer.response.status().as_u16() < 500);
                         return self.finish(message, answer, attempt, held);
                     }
                 }
@@ -140,7 +139,7 @@ impl Exchange {
         &self,
         mut message: Message,
         answer: Answer,
-        attempt: Attempt,
+        mut attempt: Attempt,
         held: impl Sized + 'static,
     ) -> Result<Response<Body>, Refusal> {
         let worker = &self.route.worker;
@@ -150,11 +149,14 @@ impl Exchange {
         let switched = message.has_switched(&response);
         let upstream = switched.then(|| hyper::upgrade::on(&mut response));
         let (mut head, incoming) = response.into_parts();
-        if from_sidecar {
-            message::clean_sidecar_response(&mut head)?;
+        let well = head.status.as_u16() < 500;
+        let cleaned = if from_sidecar {
+            message::clean_sidecar_response(&mut head)
         } else {
-            message::clean_response(&mut head)?;
-        }
+            message::clean_response(&mut head)
+        };
+        attempt.answered(well && cleaned.is_ok());
+        cleaned?;
         let held = (attempt, lease, held);
         if let Some(upstream) = upstream
             && let Some(downstream) = message.on_upgrade.take()
