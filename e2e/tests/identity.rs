@@ -253,8 +253,17 @@ async fn revoked_token(world: Arc<World>) -> anyhow::Result<()> {
 
 async fn expired_token(world: Arc<World>) -> anyhow::Result<()> {
     let token = world.mesh.token("expired", &[], &["--uses", "reusable", "--ttl-seconds", "1"]).await?;
-    // What is waited for is the clock itself.
-    tokio::time::sleep(Duration::from_millis(2100)).await;
+    wait_until(Duration::from_secs(10), "the token to expire", || async {
+        let tokens: Vec<Value> =
+            serde_json::from_str(&world.mesh.cli(&["token", "list", "-o", "json"]).await?)?;
+        let usable = tokens.iter().any(|entry| {
+            entry["usable"] == true
+                && entry["identity"].as_str().is_some_and(|id| id.ends_with("/sa/expired"))
+        });
+        ensure!(!usable, "it is still usable");
+        Ok(())
+    })
+    .await?;
     expect_useless(&world, "expired", &token).await
 }
 
