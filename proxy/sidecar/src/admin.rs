@@ -98,8 +98,7 @@ fn loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-/// Whether the one Host is a loopback address or a name without a dot, with or without a port. `localhost` is such a
-/// name, and so is what local callers write; the domains under which pages are served have dots.
+/// Whether the one Host is `localhost` or a loopback address, with or without a port.
 fn names_this_host(headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
@@ -109,7 +108,7 @@ fn names_this_host(headers: &HeaderMap) -> bool {
     }
     let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    !host.is_empty() && !host.contains(['.', ':'])
+    host.eq_ignore_ascii_case("localhost")
         || address.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
@@ -236,15 +235,14 @@ mod tests {
 
     #[test]
     fn only_names_of_this_host_are_its_own() {
-        for host in
-            ["localhost", "LOCALHOST:15490", "sidecar", "127.0.0.1", "127.1.2.3:1", "[::1]", "[::1]:15490"]
-        {
+        for host in ["localhost", "LOCALHOST:15490", "127.0.0.1", "127.1.2.3:1", "[::1]", "[::1]:15490"] {
             assert!(names_this_host(&headers(&[("host", host)])), "{host}");
         }
         for host in [
             "",
             "evil.example",
             "localhost.evil.example",
+            "sidecar",
             "127.0.0.1.evil.example",
             "10.0.0.1:15490",
             "[::2]",

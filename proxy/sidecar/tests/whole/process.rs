@@ -53,9 +53,13 @@ fn start(fake: &Fake, folder: &Path) -> Proxy {
 
 /// Status code and body; `None` while nobody listens.
 fn request(method: &str, at: SocketAddr, path: &str) -> Option<(u16, String)> {
+    request_with(method, at, path, &format!("host: {at}\r\n"))
+}
+
+fn request_with(method: &str, at: SocketAddr, path: &str, headers: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(at).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+    write!(stream, "{method} {path} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
@@ -131,6 +135,17 @@ async fn the_admin_port_tells_what_there_is_and_no_secret() {
     assert!(metrics.contains("outrigger_controller_connected 1"), "{metrics}");
     assert_eq!(get(proxy.admin, "/nothing").await.unwrap().0, 404);
     assert_eq!(get(proxy.admin, "/drain").await.unwrap().0, 405);
+    // What a browser would send for a page that somebody else wrote.
+    for (method, path, headers) in [
+        ("GET", "/config", "host: rebound.example\r\n"),
+        ("POST", "/drain", "host: rebound.example\r\n"),
+        ("POST", "/drain", "host: localhost\r\norigin: https://evil.example\r\n"),
+        ("POST", "/drain", "host: localhost\r\nsec-fetch-site: cross-site\r\n"),
+    ] {
+        let answer = request_with(method, proxy.admin, path, headers).unwrap();
+        assert_eq!(answer.0, 403, "{method} {path} {headers:?}: {}", answer.1);
+    }
+    assert_eq!(get(proxy.admin, "/live").await.unwrap().0, 200);
 
     // From an address of the host that is not loopback, if it has one.
     let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
