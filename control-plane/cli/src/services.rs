@@ -73,6 +73,25 @@ impl Row for Service {
 }
 
 #[derive(Deserialize)]
+struct Sources {
+    sources: Vec<Source>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    name: String,
+    state: String,
+    reason: Option<String>,
+    faults: Vec<Fault>,
+}
+
+#[derive(Deserialize)]
+struct Fault {
+    subject: String,
+    reason: String,
+}
+
+#[derive(Deserialize)]
 struct Proxies {
     proxies: Vec<Proxy>,
 }
@@ -130,7 +149,16 @@ impl Row for Proxy {
 
 /// Runs `outrigger services`.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    output::print(arguments.output, &arguments.server.get::<Services>("/api/v1/services").await?.services)
+    output::print(arguments.output, &arguments.server.get::<Services>("/api/v1/services").await?.services)?;
+    // A list that is short because a source cannot be read must not look like a small mesh.
+    for source in arguments.server.get::<Sources>("/api/v1/sources").await?.sources {
+        if source.state != "synced" {
+            let fault = source.faults.first().map(|fault| format!("{}: {}", fault.subject, fault.reason));
+            let why = source.reason.or(fault).unwrap_or_else(|| "it has not answered yet".to_owned());
+            eprintln!("outrigger: the source {} is {}: {why}", source.name, source.state);
+        }
+    }
+    Ok(())
 }
 
 /// Runs `outrigger proxies`.

@@ -74,8 +74,14 @@ pub(super) async fn fetch(replica: &Replica, path: &str) -> Result<String> {
     let (status, (_, body)) = tokio::time::timeout(DEADLINE, get)
         .await
         .with_context(|| format!("the sidecar of {} does not answer {path}", replica.name))??;
-    anyhow::ensure!(status.is_success(), "the sidecar of {} answers {path} with {status}", replica.name);
-    Ok(String::from_utf8_lossy(&body).into_owned())
+    let body = String::from_utf8_lossy(&body).into_owned();
+    anyhow::ensure!(
+        status.is_success(),
+        "the sidecar of {} answers {path} with {status}: {}",
+        replica.name,
+        body.trim()
+    );
+    Ok(body)
 }
 
 fn count(client: &str, samples: &[Sample]) -> BTreeMap<Edge, Counted> {
@@ -100,11 +106,7 @@ fn count(client: &str, samples: &[Sample]) -> BTreeMap<Edge, Counted> {
             "outrigger_connection_info" if sample.value > 0.0 => {
                 edge.own.insert(short(sample.label("own")));
                 edge.peer.insert(short(sample.label("peer")));
-                edge.tls.insert(format!(
-                    "TLS {} {}",
-                    sample.label("tls_version"),
-                    sample.label("key_exchange")
-                ));
+                edge.tls.insert(format!("{} {}", sample.label("tls_version"), sample.label("key_exchange")));
             }
             _ => {}
         }
@@ -113,9 +115,11 @@ fn count(client: &str, samples: &[Sample]) -> BTreeMap<Edge, Counted> {
     edges
 }
 
-/// The part of a SPIFFE id that differs inside one mesh.
+/// The parts of a SPIFFE id that differ inside one mesh: namespace and service account.
 fn short(identity: &str) -> String {
-    identity.strip_prefix("spiffe://outrigger.local").unwrap_or(identity).to_owned()
+    let parts =
+        identity.strip_prefix("spiffe://outrigger.local/ns/").and_then(|rest| rest.split_once("/sa/"));
+    parts.map_or_else(|| identity.to_owned(), |(namespace, account)| format!("{namespace}/{account}"))
 }
 
 impl Counted {
@@ -185,8 +189,8 @@ outrigger_connection_info{direction="outbound",service="orders.default",own="spi
         change.add_change(&Counted::default(), &edges[&("web".to_owned(), "orders".to_owned())]);
         let shown = render(&BTreeMap::from([(("web".to_owned(), "orders".to_owned()), change)]), 2.0);
         insta::assert_snapshot!(shown.lines().map(str::trim_end).collect::<Vec<_>>().join("\n"), @r"
-         FROM  TO      RATE  SUCCESS  P50     P99     CLIENT              SERVER                 TLS
-         web   orders  50/s  90.00 %  1.0 ms  1.0 ms  /ns/default/sa/web  /ns/default/sa/orders  TLS 1.3 X25519MLKEM768
+         FROM  TO      RATE  SUCCESS  P50     P99     CLIENT       SERVER          TLS
+         web   orders  50/s  90.00 %  1.0 ms  1.0 ms  default/web  default/orders  1.3 X25519MLKEM768
         ");
         assert_eq!(edges.len(), 1);
     }

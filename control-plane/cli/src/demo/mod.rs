@@ -38,7 +38,10 @@ pub(crate) struct Arguments {
 
 /// Runs the demo until its end (`--once`) or until it is interrupted.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    let temporary = tempfile::tempdir().context("making a folder for the demo")?;
+    let temporary = tempfile::Builder::new()
+        .prefix("outrigger-demo-")
+        .tempdir()
+        .context("making a folder for the demo")?;
     let folder = match &arguments.keep {
         Some(folder) => {
             std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;

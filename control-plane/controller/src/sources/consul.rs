@@ -264,6 +264,8 @@ struct Collector {
     unread: usize,
     changes: Arc<Changes>,
     sync: Sync,
+    /// What was last said of a Consul that has not been read yet.
+    said: Option<String>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -290,6 +292,7 @@ impl Collector {
             unread: 0,
             changes,
             sync: Sync::Never,
+            said: None,
             snapshots,
         }
     }
@@ -398,7 +401,17 @@ impl Collector {
     }
 
     fn publish(&mut self) {
-        let (trouble, faults) = self.judge();
+        let (trouble, mut faults) = self.judge();
+        if self.sync == Sync::Never
+            && let Some(reason) = &trouble.degraded
+        {
+            if self.said.as_ref() != Some(reason) {
+                tracing::warn!(reason, "Consul cannot be read yet: the catalog stays empty until it can");
+                self.said = Some(reason.clone());
+            }
+            faults.insert(0, Fault { subject: "consul".to_owned(), reason: reason.clone() });
+            faults.truncate(MAX_FAULTS);
+        }
         let sync = next_sync(&self.sync, trouble, SystemTime::now());
         match (&self.sync, &sync) {
             (Sync::Synced, Sync::Degraded { reason, .. }) => {

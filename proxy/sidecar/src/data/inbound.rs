@@ -120,7 +120,7 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
     let version = http_version(first);
     if mode == Mtls::Strict {
         worker.ctx.metrics.unmeshed(source.ip(), port, "refused");
-        let text = format!("port {port} takes mutual TLS only; {} sent none", source.ip());
+        let text = format!("port {port} takes mutual TLS only; {} sent none", source.ip().to_canonical());
         let refusal = Refusal::new(Reason::PlaintextRefused, text);
         return refuse(&worker, stream, version, refusal, Direction::Inbound).await;
     }

@@ -201,3 +201,14 @@ fn a_service_in_two_files_is_the_first_ones() {
     assert_eq!(snapshot.services[&ServiceKey::parse("a").unwrap()].ports[0].port, 1);
     assert!(snapshot.faults[0].subject.ends_with("b.yaml"), "{:?}", snapshot.faults);
 }
+
+#[test]
+fn the_example_is_a_service() {
+    let mut bench = Bench::new();
+    bench.write("orders.yaml", include_str!("../../../examples/services/orders.yaml"));
+    let snapshot = bench.look();
+    assert_eq!(snapshot.faults, []);
+    let orders = &snapshot.services[&ServiceKey::parse("orders.default").unwrap()];
+    assert_eq!(orders.ports[0].port, 80);
+    assert_eq!(orders.instances.len(), 2);
+}
