@@ -269,11 +269,13 @@ async fn follow(index: usize, mut source: Source, mesh: Arc<Mesh>, stop: Cancell
         let snapshot = Arc::clone(&source.snapshots.borrow_and_update());
         mesh.apply(index, snapshot, SystemTime::now());
         tokio::select! {
+            // First: a source that ends because we stop is no error.
+            biased;
+            () = stop.cancelled() => return,
             changed = source.snapshots.changed() => if changed.is_err() {
                 tracing::error!(source = %source.name, "the source has ended; its last snapshot stands");
                 return;
             },
-            () = stop.cancelled() => return,
         }
     }
 }
