@@ -320,7 +320,9 @@ impl Entry {
                 Err(SendError::Unprocessed) => {
                     return Err(Refusal::new(Reason::UpstreamReset, "the application refused the request"));
                 }
-                Err(SendError::Broken(error)) => return Err(broken(&error)),
+                Err(SendError::Broken(error)) => {
+                    return Err(broken(&error).resetting(pool::reset_by_peer(&error)));
+                }
             }
         }
     }
@@ -349,9 +351,11 @@ pub(crate) async fn request(
         }
         Err(refusal) => Err(refusal),
     };
+    let reset = result.as_ref().err().and_then(|refusal| refusal.reset);
     let response = result.unwrap_or_else(|refusal| {
         tracing::debug!(port = entry.port, reason = %refusal.reason, text = %refusal.text, "refused");
         refusal.response(grpc)
     });
-    Ok(record(&entry.edge, protocol, begun, response))
+    let response = record(&entry.edge, protocol, begun, response);
+    reset.map_or(Ok(response), |reset| Err(h2::Error::from(reset).into()))
 }

@@ -164,6 +164,12 @@ pub(crate) enum SendError {
     Broken(hyper::Error),
 }
 
+/// The code with which the peer reset the stream, if that is what happened.
+pub(crate) fn reset_by_peer(error: &hyper::Error) -> Option<h2::Reason> {
+    let error = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    if error.is_reset() && error.is_remote() { error.reason() } else { None }
+}
+
 fn was_refused(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     source.is_some_and(|error| {

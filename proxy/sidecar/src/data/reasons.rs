@@ -20,11 +20,18 @@ const COMPONENT: &str = "proxy";
 pub(crate) struct Refusal {
     pub(crate) reason: Reason,
     pub(crate) text: String,
+    /// Set where a reset is what the other side said: an HTTP/2 caller gets it as it came, no answer in its stead.
+    pub(crate) reset: Option<h2::Reason>,
 }
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, text: text.into() }
+        Self { reason, text: text.into(), reset: None }
+    }
+
+    /// Passes a reset on.
+    pub(crate) fn resetting(self, reset: Option<h2::Reason>) -> Self {
+        Self { reset, ..self }
     }
 
     /// The response to a request; `grpc`: its caller speaks gRPC.

@@ -42,11 +42,13 @@ pub(crate) async fn outbound(
         Ok(message) => exchange.run(message, (active, work)).await,
         Err(refusal) => Err(refusal),
     };
+    let reset = result.as_ref().err().and_then(|refusal| refusal.reset);
     let response = result.unwrap_or_else(|refusal| {
         tracing::debug!(service = %route.service(), reason = %refusal.reason, text = %refusal.text, "refused");
         refusal.response(grpc)
     });
-    Ok(record(&exchange.edge, protocol, begun, response))
+    let response = record(&exchange.edge, protocol, begun, response);
+    reset.map_or(Ok(response), |reset| Err(h2::Error::from(reset).into()))
 }
 
 /// One request on its way.
@@ -70,7 +72,7 @@ enum Failure {
     /// It leaves, and has not looked at the request.
     Left,
     /// The request was sent.
-    Broken(String),
+    Broken(String, Option<h2::Reason>),
 }
 
 impl Exchange {
@@ -122,10 +124,10 @@ impl Exchange {
                     return Err(Refusal::new(Reason::UpstreamReset, "the endpoint is shutting down"));
                 }
                 // The endpoint is not to blame: the attempt is dropped without an outcome.
-                Failure::Broken(_) if message.body.has_failed() => return Err(message::broken_body()),
-                Failure::Broken(text) => {
+                Failure::Broken(..) if message.body.has_failed() => return Err(message::broken_body()),
+                Failure::Broken(text, reset) => {
                     attempt.answered(false);
-                    return Err(Refusal::new(Reason::UpstreamReset, text));
+                    return Err(Refusal::new(Reason::UpstreamReset, text).resetting(reset));
                 }
             }
         }
@@ -192,7 +194,7 @@ async fn send(route: &Rc<Route>, message: &Message, attempt: &Attempt) -> Result
             return match sent {
                 Ok(response) => Ok(Answer { response, lease: None, from_sidecar: false }),
                 Err(apps::SendError::Connect(error)) => Err(Failure::Connect(error)),
-                Err(apps::SendError::Sent(error)) => Err(Failure::Broken(causes(&error))),
+                Err(apps::SendError::Sent(error)) => Err(Failure::Broken(causes(&error), None)),
             };
         }
         None => PoolKey::Plain(attempt.address),
@@ -204,14 +206,17 @@ async fn send(route: &Rc<Route>, message: &Message, attempt: &Attempt) -> Result
     let lease = pool::acquire(worker, &key, route.service()).await.map_err(Failure::Connect)?;
     attempt.connected();
     if message.needs_extended_connect() && !lease.serves_extended_connect().await {
-        return Err(Failure::Broken("the endpoint does not serve extended CONNECT".to_owned()));
+        return Err(Failure::Broken("the endpoint does not serve extended CONNECT".to_owned(), None));
     }
     let from_sidecar = matches!(key, PoolKey::Mesh(_));
     let request = if from_sidecar { message.to_sidecar() } else { message.to_h2() };
     match lease.send(request).await {
         Ok(response) => Ok(Answer { response, lease: Some(lease), from_sidecar }),
         Err(SendError::Unprocessed) => Err(Failure::Left),
-        Err(SendError::Broken(error)) => Err(Failure::Broken(causes(&error))),
+        Err(SendError::Broken(error)) => {
+            let reset = pool::reset_by_peer(&error).filter(|_| !message.is_h1());
+            Err(Failure::Broken(causes(&error), reset))
+        }
     }
 }
 

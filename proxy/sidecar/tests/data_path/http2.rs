@@ -229,6 +229,28 @@ async fn a_reset_in_the_middle_is_no_end() {
 }
 
 #[tokio::test]
+async fn a_reset_before_the_head_is_passed_on_as_it_came() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut server = h2::server::handshake(stream).await.unwrap();
+        // As a gRPC server does whose deadline has passed: its client tells it from its own clock.
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            respond.send_reset(h2::Reason::CANCEL);
+        }
+    });
+    let pair = pair(app, Protocol::Http2);
+    let stream = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://app.example/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let error = soon("the reset", response).await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL), "{error}");
+}
+
+#[tokio::test]
 async fn a_refused_stream_goes_out_again_with_its_body() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let app = listener.local_addr().unwrap();
