@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use outrigger_e2e::wait::wait_until;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::net::TcpStream;
 
 /// From nothing to the first request, on a busy machine.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -108,20 +109,15 @@ impl Pair {
 
     /// Waits until both sidecars say that they are ready.
     async fn ready(&mut self, admins: &[SocketAddr]) -> Result<()> {
-        let deadline = Instant::now() + READY_LIMIT;
         for admin in admins {
-            loop {
-                self.check()?;
-                let reply = outrigger_e2e::client::get(*admin, "localhost", "/ready").await;
-                if reply.is_ok_and(|reply| reply.expect(200).is_ok()) {
-                    break;
+            wait_until(READY_LIMIT, &format!("the sidecar at {admin} to be ready"), || {
+                let alive = self.check();
+                async move {
+                    alive?;
+                    outrigger_e2e::client::get(*admin, "localhost", "/ready").await?.expect(200)
                 }
-                ensure!(
-                    Instant::now() < deadline,
-                    "the sidecar at {admin} is not ready after {READY_LIMIT:?}"
-                );
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            })
+            .await?;
         }
         Ok(())
     }
@@ -178,12 +174,10 @@ fn start(binaries: &Path, binary: &str, name: &'static str, config: &Path) -> Re
 }
 
 async fn answers(address: SocketAddr) -> Result<()> {
-    let deadline = Instant::now() + READY_LIMIT;
-    while TcpStream::connect(address).await.is_err() {
-        ensure!(Instant::now() < deadline, "nothing listens on {address} after {READY_LIMIT:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    wait_until(READY_LIMIT, &format!("a listener on {address}"), || async move {
+        TcpStream::connect(address).await.map(drop).context("connecting")
+    })
+    .await
 }
 
 fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
