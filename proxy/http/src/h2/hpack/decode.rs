@@ -188,3 +188,6 @@ impl<'a> Input<'a> {
         Ok(Text::Scratch(start..scratch.len()))
     }
 }
+
+#[cfg(test)]
+mod tests;

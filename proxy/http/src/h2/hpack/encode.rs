@@ -184,3 +184,60 @@ fn static_name(name: &[u8]) -> u8 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(name: &[u8], value: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_line(name, value, &mut out);
+        out
+    }
+
+    #[test]
+    fn every_name_of_the_static_table_is_found() {
+        for (index, (name, value)) in STATIC.iter().enumerate().filter(|(_, (name, _))| name[0] != b':') {
+            assert_eq!(usize::from(static_name(name)), index + 1);
+            assert_eq!(line(name, value), [INDEXED | (index + 1) as u8]);
+            assert!(name.len() <= LONGEST);
+        }
+        assert_eq!(static_name(b"accepts"), 0);
+        assert_eq!(static_name(b""), 0);
+    }
+
+    #[test]
+    fn a_line_is_written_as_shortly_as_the_static_table_allows() {
+        assert_eq!(line(b"Accept-Encoding", b"gzip, deflate"), [0x90]);
+        assert_eq!(line(b"Accept-Encoding", b""), [0x0f, 1, 0]);
+        assert_eq!(line(b"X-A", b"B"), b"\x00\x03x-a\x01B");
+        assert_eq!(line(b"DATE", b"today"), b"\x0f\x12\x05today");
+        let long = [b'V'; 300];
+        assert_eq!(line(b"VIA", &long)[..5], [0x0f, 45, 127, 0xad, 1]);
+    }
+
+    #[test]
+    fn secrets_are_never_indexed() {
+        for name in ["authorization", "Cookie", "Proxy-Authorization", "set-cookie"] {
+            assert_eq!(line(name.as_bytes(), b"x")[0], NEVER_INDEXED | 15, "{name}");
+        }
+    }
+
+    #[test]
+    fn pseudo_fields_of_most_messages_take_a_byte() {
+        let mut out = Vec::new();
+        encode_method(b"GET", &mut out);
+        encode_method(b"POST", &mut out);
+        encode_path(b"/", &mut out);
+        encode_scheme(b"http", &mut out);
+        encode_scheme(b"https", &mut out);
+        for status in [200, 204, 206, 304, 400, 404, 500] {
+            encode_status(status, &mut out);
+        }
+        let indices = [2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+        assert_eq!(out, indices.map(|index| INDEXED | index));
+        out.clear();
+        encode_status(503, &mut out);
+        assert_eq!(out, b"\x08\x03503");
+    }
+}

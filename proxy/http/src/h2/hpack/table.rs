@@ -187,3 +187,14 @@ impl DynamicTable {
         }
     }
 }
+
+#[cfg(test)]
+impl DynamicTable {
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+}
