@@ -1,0 +1,171 @@
+//! The streams of a connection (RFC 9113, 5.1).
+//!
+//! Only streams that are open or half-closed are kept. "Idle" and "closed" follow from the number: streams are opened in rising order, so
+//! one above the highest is idle, and one below it that is not kept is closed. The one thing that this cannot tell is *why* a stream is
+//! closed, and that matters: after our own reset the peer's frames may still be on their way. [`LateFrames`] knows.
+
+use super::flow::{ReceiveWindow, SendWindow};
+use super::{Code, StreamId};
+use std::collections::HashMap;
+
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// One stream that is open or half-closed.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// The caller's, 0 before it has one.
+    pub(super) key: u64,
+    pub(super) keyed: bool,
+    pub(super) send: SendWindow,
+    pub(super) receive: ReceiveWindow,
+    /// Bytes of the peer's body that its content-length still promises.
+    pub(super) promised: Option<u64>,
+    /// We have sent END_STREAM.
+    pub(super) local_ended: bool,
+    /// The peer has sent END_STREAM.
+    pub(super) remote_ended: bool,
+    /// The peer's final head came: the next one is trailers. Always so on the server.
+    pub(super) head_seen: bool,
+    /// What the request was, for its response decides by it whether there is a body (RFC 9110, 6.4.1).
+    pub(super) asked: Asked,
+    /// The caller waits for [`Writable`](super::Event::Writable).
+    pub(super) starved: bool,
+    /// The stream is in the line for the connection's send window.
+    pub(super) queued: bool,
+}
+
+/// What a response answers (client).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Head,
+    Connect,
+    Other,
+}
+
+impl Stream {
+    pub(super) fn new(key: Option<u64>, send: i32, receive: i32) -> Self {
+        Self {
+            key: key.unwrap_or(0),
+            keyed: key.is_some(),
+            send: SendWindow::new(send),
+            receive: ReceiveWindow::new(receive),
+            promised: None,
+            local_ended: false,
+            remote_ended: false,
+            head_seen: false,
+            asked: Asked::Other,
+            starved: false,
+            queued: false,
+        }
+    }
+
+    /// A DATA frame came: `len` bytes for the windows, `data` of them without padding. An error is why the stream ends.
+    pub(super) fn admit(&mut self, len: u32, data: u32, end: bool) -> Result<(), Code> {
+        if self.remote_ended {
+            return Err(Code::STREAM_CLOSED);
+        }
+        // A body before its head.
+        if !self.head_seen {
+            return Err(Code::PROTOCOL_ERROR);
+        }
+        if !self.receive.take(len) {
+            return Err(Code::FLOW_CONTROL_ERROR);
+        }
+        // The sum of all DATA must be the content-length (8.1.1).
+        if let Some(promised) = &mut self.promised {
+            *promised = promised.checked_sub(data.into()).ok_or(Code::PROTOCOL_ERROR)?;
+            if end && *promised > 0 {
+                return Err(Code::PROTOCOL_ERROR);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.local_ended && self.remote_ended
+    }
+}
+
+pub(super) type Streams = HashMap<StreamId, Stream, BuildHasherDefault<Spread>>;
+
+/// Hashes a stream's number. Peers choose the numbers of their streams, but no more than [`Config::streams`](super::Config::streams) of
+/// them at once: collisions cannot hurt, so one multiplication will do.
+#[derive(Debug, Default)]
+pub(super) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // 2^64 divided by the golden ratio. The table takes its index from the low bits, and the product's best are in its middle.
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32((self.0 as u32).wrapping_shl(8) ^ u32::from(*byte));
+        }
+    }
+}
+
+/// How many streams that we reset are known one by one.
+const REMEMBERED: usize = 128;
+
+/// Which closed streams the peer may still send for, because it may not have seen our reset (5.1, "closed").
+///
+/// Memory is bounded by number and by time. What is forgotten is judged leniently: all closed streams up to the highest forgotten one may be
+/// late, for an error that a broken peer gets away with is better than a good peer's connection that ends.
+#[derive(Debug, Default)]
+pub(super) struct LateFrames {
+    reset: Vec<StreamId>,
+    forgotten: StreamId,
+}
+
+impl LateFrames {
+    /// We reset this stream before the peer had ended it.
+    pub(super) fn expect(&mut self, id: StreamId) {
+        if self.reset.len() == REMEMBERED {
+            self.forget();
+        }
+        self.reset.push(id);
+    }
+
+    /// Whether frames for this closed stream may be late, not wrong.
+    pub(super) fn is_expected(&self, id: StreamId) -> bool {
+        id <= self.forgotten || self.reset.contains(&id)
+    }
+
+    /// Frees the memory.
+    pub(super) fn forget(&mut self) {
+        let highest = std::mem::take(&mut self.reset).into_iter().max();
+        self.forgotten = self.forgotten.max(highest.unwrap_or(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_frames_are_expected_where_we_reset() {
+        let mut late = LateFrames::default();
+        late.expect(5);
+        assert!(late.is_expected(5));
+        assert!(!late.is_expected(3) && !late.is_expected(7));
+        late.forget();
+        assert!(late.is_expected(3) && late.is_expected(5));
+        assert!(!late.is_expected(7));
+    }
+
+    #[test]
+    fn the_memory_of_resets_is_bounded() {
+        let mut late = LateFrames::default();
+        for id in (1..100_000).step_by(2) {
+            late.expect(id);
+            assert!(late.is_expected(id));
+        }
+        assert!(late.reset.capacity() <= 2 * REMEMBERED);
+    }
+}
