@@ -25,10 +25,10 @@ pub struct RequestHead {
     pub version: Version,
     /// The field lines; `host` is among them, pseudo-fields are not.
     pub fields: Fields,
-    method: Span,
-    scheme: Option<Span>,
-    authority: Option<Span>,
-    path: Option<Span>,
+    pub(crate) method: Span,
+    pub(crate) scheme: Option<Span>,
+    pub(crate) authority: Option<Span>,
+    pub(crate) path: Option<Span>,
     protocol: Option<Span>,
 }
 
@@ -102,7 +102,7 @@ pub struct ResponseHead {
     pub status: u16,
     /// The field lines; pseudo-fields are not among them.
     pub fields: Fields,
-    reason: Option<Span>,
+    pub(crate) reason: Option<Span>,
 }
 
 impl ResponseHead {
