@@ -39,6 +39,8 @@ impl Meters {
     pub(super) fn stream_completed(&mut self) {
         earn(&mut self.left.resets, self.full.resets);
         earn(&mut self.left.errors, self.full.errors);
+        // Its head, and what may come late for it: a window, a reset.
+        self.useful_frame();
         self.useful_frame();
     }
 

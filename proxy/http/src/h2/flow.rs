@@ -45,8 +45,14 @@ pub(super) struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    pub(super) fn new(bytes: i32) -> Self {
-        Self { left: bytes, released: 0 }
+    /// Of at most 2^31-1 bytes.
+    pub(super) fn new(bytes: u32) -> Self {
+        Self { left: i32::try_from(bytes).unwrap_or(i32::MAX), released: 0 }
+    }
+
+    /// Bytes that the peer may still send.
+    pub(super) fn left(self) -> u32 {
+        u32::try_from(self.left).unwrap_or(0)
     }
 
     /// A payload came; false if it is more than the peer was allowed.
@@ -111,7 +117,7 @@ mod tests {
 
     #[test]
     fn releasing_too_much_overflows_nothing() {
-        let mut window = ReceiveWindow::new(i32::MAX - 1);
+        let mut window = ReceiveWindow::new((1 << 31) - 2);
         assert_eq!(window.release(usize::MAX, 100), Some(1));
         assert_eq!(window.release(usize::MAX, 100), None);
     }

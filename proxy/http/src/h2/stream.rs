@@ -43,7 +43,7 @@ pub(super) enum Asked {
 }
 
 impl Stream {
-    pub(super) fn new(key: Option<u64>, send: i32, receive: i32) -> Self {
+    pub(super) fn new(key: Option<u64>, send: i32, receive: u32) -> Self {
         Self {
             key: key.unwrap_or(0),
             keyed: key.is_some(),
@@ -113,7 +113,11 @@ impl Hasher for Spread {
 /// How many streams that we reset are known one by one.
 const REMEMBERED: usize = 128;
 
-/// Which closed streams the peer may still send for, because it may not have seen our reset (5.1, "closed").
+/// Frames without data that an honest peer may have on its way when it learns of a reset: an interim and a final head, trailers, a window, its
+/// own reset.
+const FRAMES_ON_THEIR_WAY: u32 = 5;
+
+/// Which closed streams the peer may still send for, because it may not have seen our reset (5.1, "closed"), and how much of it is no abuse.
 ///
 /// Memory is bounded by number and by time. What is forgotten is judged leniently: all closed streams up to the highest forgotten one may be
 /// late, for an error that a broken peer gets away with is better than a good peer's connection that ends.
@@ -121,20 +125,32 @@ const REMEMBERED: usize = 128;
 pub(super) struct LateFrames {
     reset: Vec<StreamId>,
     forgotten: StreamId,
+    /// What peers may have had on its way, over all streams.
+    frames: u32,
+    bytes: u32,
 }
 
 impl LateFrames {
-    /// We reset this stream before the peer had ended it.
-    pub(super) fn expect(&mut self, id: StreamId) {
+    /// We reset this stream before the peer had ended it, when it could still send `window` bytes.
+    pub(super) fn expect(&mut self, id: StreamId, window: u32) {
         if self.reset.len() == REMEMBERED {
             self.forget();
         }
         self.reset.push(id);
+        self.frames = self.frames.saturating_add(FRAMES_ON_THEIR_WAY);
+        self.bytes = self.bytes.saturating_add(window);
     }
 
     /// Whether frames for this closed stream may be late, not wrong.
     pub(super) fn is_expected(&self, id: StreamId) -> bool {
         id <= self.forgotten || self.reset.contains(&id)
+    }
+
+    /// A frame came late. False if honest peers have no more than what came before. Data counts by its bytes, for it may be cut small.
+    #[must_use]
+    pub(super) fn take(&mut self, data: u32) -> bool {
+        let (left, one) = if data > 0 { (&mut self.bytes, data) } else { (&mut self.frames, 1) };
+        left.checked_sub(one).inspect(|rest| *left = *rest).is_some()
     }
 
     /// Frees the memory.
@@ -151,7 +167,7 @@ mod tests {
     #[test]
     fn late_frames_are_expected_where_we_reset() {
         let mut late = LateFrames::default();
-        late.expect(5);
+        late.expect(5, 0);
         assert!(late.is_expected(5));
         assert!(!late.is_expected(3) && !late.is_expected(7));
         late.forget();
@@ -160,10 +176,19 @@ mod tests {
     }
 
     #[test]
+    fn late_frames_are_no_more_than_the_window_and_a_few() {
+        let mut late = LateFrames::default();
+        assert!(!late.take(1) && !late.take(0));
+        late.expect(5, 10);
+        assert!(late.take(9) && !late.take(2) && late.take(1));
+        assert_eq!((0..10).filter(|_| late.take(0)).count(), 5);
+    }
+
+    #[test]
     fn the_memory_of_resets_is_bounded() {
         let mut late = LateFrames::default();
         for id in (1..100_000).step_by(2) {
-            late.expect(id);
+            late.expect(id, u32::MAX);
             assert!(late.is_expected(id));
         }
         assert!(late.reset.capacity() <= 2 * REMEMBERED);

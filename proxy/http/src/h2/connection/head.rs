@@ -8,7 +8,7 @@ use crate::h2::frame::{self, HEADER, Header, flag, kind};
 use crate::h2::hpack::{Decoded, HpackError};
 use crate::h2::message::{Malformed, Request, Response, Trailers};
 use crate::h2::stream::{Asked, Stream};
-use crate::h2::{Code, Event, Fatal, Heads, Role, flow};
+use crate::h2::{Code, Event, Fatal, Heads, Role};
 
 /// A CONTINUATION that is shorter than this and not the last is charged as useless: no encoder cuts so small, and the number of frames in a
 /// block becomes bounded (CVE-2024-27316). In bytes.
@@ -80,7 +80,6 @@ impl Connection {
     /// decoded, so the connection ends.
     fn collect(&mut self, block: Block, fragment: &[u8]) -> Result<(), Fatal> {
         if self.block.len() + fragment.len() > 2 * self.head_bytes as usize {
-            self.block = Vec::new();
             return Err(Fatal::new(Code::ENHANCE_YOUR_CALM, "a field block is too large"));
         }
         self.block.extend_from_slice(fragment);
@@ -106,7 +105,7 @@ impl Connection {
             }
             None => {
                 self.discard(bytes)?;
-                self.late_frame(id)?;
+                self.late_frame(id, 0)?;
                 return Ok(None);
             }
             Some(stream) if stream.remote_ended => Code::STREAM_CLOSED,
@@ -130,11 +129,13 @@ impl Connection {
         if self.leaving == Leaving::Final {
             // GOAWAY said so; nothing is owed (6.8). What follows for this stream is late in the same way.
             self.discard(bytes)?;
-            self.late.expect(id);
+            self.last_of_peer = id;
+            self.late.expect(id, self.new_receive_window());
             self.meters.charge_frame()?;
             return Ok(None);
         }
         self.last_of_peer = id;
+        self.last_taken = id;
         if self.streams.len() >= self.streams_allowed as usize {
             self.discard(bytes)?;
             return self.stream_error(id, Code::REFUSED_STREAM, out);
@@ -153,9 +154,7 @@ impl Connection {
         if end && promised.is_some_and(|length| length > 0) {
             return self.stream_error(id, Code::PROTOCOL_ERROR, out);
         }
-        let window = self.stream_window as i32;
-        let window = if self.acknowledged { window } else { window.max(flow::INITIAL) };
-        let mut stream = Stream::new(None, self.peer.window, window);
+        let mut stream = Stream::new(None, self.peer.window, self.new_receive_window());
         stream.head_seen = true;
         stream.remote_ended = end;
         stream.promised = promised;

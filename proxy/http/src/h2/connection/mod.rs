@@ -53,6 +53,8 @@ pub struct Connection {
     late: LateFrames,
     /// The highest stream that the peer has opened.
     last_of_peer: StreamId,
+    /// The highest stream that we did not ignore: what GOAWAY says.
+    last_taken: StreamId,
     /// The next stream that we open.
     next_own: StreamId,
 
@@ -134,13 +136,14 @@ impl Connection {
             },
             decoder: hpack::Decoder::new(HEADER_TABLE_BYTES as usize),
             block: Vec::new(),
-            receive_window: ReceiveWindow::new(config.connection_window as i32),
+            receive_window: ReceiveWindow::new(config.connection_window),
             meters: Meters::new(config.budget),
             peer: Peer::new(),
             acknowledged: false,
             streams: Streams::default(),
             late: LateFrames::default(),
             last_of_peer: 0,
+            last_taken: 0,
             next_own: 1,
             send_window: SendWindow::new(flow::INITIAL),
             line: VecDeque::new(),
@@ -163,8 +166,9 @@ impl Connection {
         out: &mut Vec<u8>,
     ) -> Result<(usize, Event<'a>), Fatal> {
         self.read(input, heads, out).inspect_err(|fatal| {
-            frame::write_goaway(self.last_of_peer, fatal.code, fatal.text, out);
+            frame::write_goaway(self.last_taken, fatal.code, fatal.text, out);
             self.reading = Reading::Dead;
+            self.block = Vec::new();
             self.leaving = Leaving::Final;
         })
     }
@@ -178,7 +182,7 @@ impl Connection {
         match self.role {
             Role::Client => {
                 self.leaving = Leaving::Final;
-                frame::write_goaway(self.last_of_peer, Code::NO_ERROR, "", out);
+                frame::write_goaway(self.last_taken, Code::NO_ERROR, "", out);
             }
             Role::Server => {
                 self.leaving = Leaving::Announced;
@@ -191,7 +195,7 @@ impl Connection {
     /// Says GOAWAY with the last stream at once. The caller then closes, at the latest when what is open has ended.
     pub fn close(&mut self, code: Code, out: &mut Vec<u8>) {
         self.leaving = Leaving::Final;
-        frame::write_goaway(self.last_of_peer, code, "", out);
+        frame::write_goaway(self.last_taken, code, "", out);
     }
 
     /// Asks whether the peer is there: [`Event::Pong`] will come.
@@ -245,5 +249,23 @@ impl Connection {
             stream.key = key;
             stream.keyed = true;
         }
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    /// Streams in the line, alive or not.
+    pub(super) fn memory_of_waiting(&self) -> usize {
+        self.line.capacity()
+    }
+
+    /// Bytes kept of a field block.
+    pub(super) fn memory_of_block(&self) -> usize {
+        self.block.capacity()
+    }
+
+    /// As if all stream numbers but one had been used.
+    pub(super) fn use_up_numbers(&mut self) {
+        self.next_own = MAX_31_BITS;
     }
 }

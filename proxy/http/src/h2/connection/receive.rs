@@ -175,20 +175,21 @@ impl Connection {
         if !self.receive_window.take(len) {
             return Err(Fatal::new(Code::FLOW_CONTROL_ERROR, "DATA exceeds the connection's window"));
         }
-        if data > 0 || end {
-            self.meters.useful_frame();
-        } else {
-            self.meters.charge_frame()?;
-        }
         let error = match self.streams.get_mut(&id) {
             None => {
-                self.late_frame(id)?;
+                self.late_frame(id, len)?;
                 None
             }
             Some(stream) => match stream.admit(len, data, end) {
                 Err(code) => Some(code),
                 Ok(()) => {
-                    self.reading = Reading::Data { id, left: data, padding, end };
+                    self.reading = if data > 0 || end {
+                        self.meters.useful_frame();
+                        Reading::Data { id, left: data, padding, end }
+                    } else {
+                        self.meters.charge_frame()?;
+                        Reading::Skip { left: padding }
+                    };
                     if padded > 0 {
                         self.give_back(id, padded as usize, out);
                     }
@@ -233,9 +234,6 @@ impl Connection {
             return Some((used, None));
         };
         let end = end && is_last;
-        if used == 0 && !end {
-            return Some((0, None));
-        }
         let event = Event::Data { id, key: stream.key, data: &input[..used], end };
         if end {
             self.end_remote(id);
@@ -272,7 +270,7 @@ impl Connection {
             return Err(Fatal::protocol("RST_STREAM for a stream that was never opened"));
         }
         let Some(stream) = self.streams.remove(&id) else {
-            self.meters.charge_frame()?;
+            self.harmless_late_frame()?;
             return Ok(None);
         };
         let is_client = self.role == Role::Client;
@@ -413,8 +411,7 @@ impl Connection {
             return Err(Fatal::protocol("WINDOW_UPDATE for a stream that was never opened"));
         }
         let Some(stream) = self.streams.get_mut(&id) else {
-            // Late in most cases; without effect in all.
-            self.meters.charge_frame()?;
+            self.harmless_late_frame()?;
             return Ok(None);
         };
         if increment == 0 {
@@ -442,8 +439,10 @@ impl Connection {
         self.meters.charge_error()?;
         frame::write_reset(id, code, out);
         let stream = self.streams.remove(&id);
-        if stream.as_ref().is_none_or(|stream| !stream.remote_ended) {
-            self.late.expect(id);
+        match &stream {
+            None => self.late.expect(id, self.new_receive_window()),
+            Some(stream) if stream.remote_ended => {}
+            Some(stream) => self.late.expect(id, stream.receive.left()),
         }
         Ok(stream.map(|stream| Event::Reset {
             id,
@@ -454,12 +453,23 @@ impl Connection {
         }))
     }
 
-    /// A frame that means something came for a closed stream (5.1).
-    pub(super) fn late_frame(&mut self, id: StreamId) -> Result<(), Fatal> {
+    /// A frame that means something came for a closed stream (5.1); `len` bytes of DATA.
+    pub(super) fn late_frame(&mut self, id: StreamId, len: u32) -> Result<(), Fatal> {
         if !self.late.is_expected(id) {
             return Err(Fatal::new(Code::STREAM_CLOSED, "a frame came for a closed stream"));
         }
-        self.meters.charge_frame()
+        if self.late.take(len) { Ok(()) } else { self.meters.charge_frame() }
+    }
+
+    /// RST_STREAM or WINDOW_UPDATE came for a closed stream: allowed however the stream came to its end (5.1).
+    fn harmless_late_frame(&mut self) -> Result<(), Fatal> {
+        if self.late.take(0) { Ok(()) } else { self.meters.charge_frame() }
+    }
+
+    /// The receive window of a new stream, in bytes. Until the peer has acknowledged our SETTINGS it may count on what it was born with, or already
+    /// on ours (6.9.3).
+    pub(super) fn new_receive_window(&self) -> u32 {
+        if self.acknowledged { self.stream_window } else { self.stream_window.max(flow::INITIAL as u32) }
     }
 
     /// Whether nobody has opened this stream yet (5.1.1). Servers open none.

@@ -4,7 +4,7 @@ use super::{Connection, MAX_31_BITS, TableUpdate};
 use crate::fields::Fields;
 use crate::h2::frame::{self, HEADER, Header, flag, kind};
 use crate::h2::stream::{Asked, Stream};
-use crate::h2::{Code, NotOpened, Role, StreamId, flow, hpack};
+use crate::h2::{Code, NotOpened, Role, StreamId, hpack};
 use crate::head::{RequestHead, ResponseHead};
 
 /// RFC 7541, 6.3: from now on our table has 0 bytes.
@@ -30,9 +30,7 @@ impl Connection {
         }
         let id = self.next_own;
         self.next_own += 2;
-        let window = self.stream_window as i32;
-        let window = if self.acknowledged { window } else { window.max(flow::INITIAL) };
-        let mut stream = Stream::new(Some(key), self.peer.window, window);
+        let mut stream = Stream::new(Some(key), self.peer.window, self.new_receive_window());
         stream.local_ended = end;
         stream.asked = match head.method() {
             b"HEAD" => Asked::Head,
@@ -130,7 +128,7 @@ impl Connection {
         if let Some(stream) = self.streams.remove(&id) {
             frame::write_reset(id, code, out);
             if !stream.remote_ended {
-                self.late.expect(id);
+                self.late.expect(id, stream.receive.left());
             }
         }
     }

@@ -1,6 +1,11 @@
 //! Tests of whole connections. What stands here: one end with its buffers, and frames written by hand.
 
+mod abuse;
 mod exchange;
+mod frames;
+mod leaving;
+mod messages;
+mod windows;
 
 use super::frame::{HEADER, Header, PREFACE, flag, kind};
 use super::*;
