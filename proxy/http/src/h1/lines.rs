@@ -83,8 +83,9 @@ impl Lines {
             } else if is_empty {
                 return Ok(Some(Section { start: self.start as usize, end, lines: self.count as usize }));
             } else {
+                // A continuation of the line before it (obs-fold), or whitespace before the first field: RFC 9112, 2.2, 5.2.
                 if matches!(input[line], b' ' | b'\t') {
-                    return Err(Error::Malformed("a field line is folded"));
+                    return Err(Error::Malformed("a line begins with whitespace"));
                 }
                 self.count += 1;
                 if self.count as usize > most {

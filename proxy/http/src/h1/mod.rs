@@ -161,7 +161,8 @@ impl Decoder {
         self.framing
     }
 
-    /// Whether the connection may carry another message after this one, as far as this one says (RFC 9112, 9.3).
+    /// Whether the connection may carry another message after this one, as far as this and those before it say
+    /// (RFC 9112, 9.3).
     pub fn keeps_alive(&self) -> bool {
         self.keeps_alive
     }
@@ -219,7 +220,9 @@ impl Decoder {
     /// A head was read: what is next is its body. Returns the bytes of the head.
     fn begin(&mut self, section: Section, (framing, keeps_alive): (Framing, bool)) -> usize {
         self.lines = Lines::default();
-        (self.framing, self.keeps_alive) = (framing, keeps_alive);
+        self.framing = framing;
+        // What one message ended, a later one cannot revive: an interim response may say it before the final one.
+        self.keeps_alive &= keeps_alive;
         self.state = match framing {
             Framing::Empty | Framing::Length(0) => State::Head,
             Framing::Length(length) => State::Length(length),

@@ -1,7 +1,8 @@
-//! One table for each rule. The names in brackets are the lines of the attack list that the rule answers.
+//! One table for each rule. The names in brackets are the lines of the attack list that a test answers.
 
 mod body;
-mod properties;
+mod cut;
+mod framing;
 mod request;
 mod response;
 mod write;
@@ -24,7 +25,11 @@ pub(crate) fn response(text: &[u8], asked: Asked) -> Result<(ResponseHead, Decod
     Ok((head, decoder, consumed))
 }
 
-/// The body and the trailers that `input` holds, and the bytes of it; an error if it is incomplete.
+pub(crate) const HEAD: Asked = Asked { head: true, connect: false, upgrade: false };
+pub(crate) const CONNECT: Asked = Asked { head: false, connect: true, upgrade: false };
+pub(crate) const UPGRADE: Asked = Asked { head: false, connect: false, upgrade: true };
+
+/// The body and the trailers in `input`, and the bytes of it; an error if the body is incomplete.
 pub(crate) fn body(decoder: &mut Decoder, input: &[u8]) -> Result<(Vec<u8>, Fields, usize), Error> {
     let (mut data, mut trailers, mut at) = (Vec::new(), Fields::default(), 0);
     loop {
@@ -41,7 +46,15 @@ pub(crate) fn body(decoder: &mut Decoder, input: &[u8]) -> Result<(Vec<u8>, Fiel
     }
 }
 
-pub(crate) fn text(fields: &Fields) -> Vec<(String, String)> {
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+/// Refused, in whichever words.
+#[track_caller]
+pub(crate) fn assert_malformed<T>(result: Result<T, Error>, input: &[u8]) {
+    let error = result.err();
+    let input = input.escape_ascii();
+    assert!(matches!(error, Some(Error::Malformed(_))), "{error:?} for {input}");
+}
+
+pub(crate) fn lines(fields: &Fields) -> Vec<(&str, &str)> {
+    let text = |bytes| str::from_utf8(bytes).unwrap();
     fields.iter().map(|(name, value)| (text(name), text(value))).collect()
 }
