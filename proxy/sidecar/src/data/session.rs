@@ -332,8 +332,8 @@ pub(crate) struct Established {
 ///
 /// The public-key work between two waits of a handshake takes some tenths of a millisecond, a request some hundredths.
 /// Were each handshake to work when its bytes are there, hundreds of them would follow one another while every request
-/// waits. So there are turns: one handshake works, then the run queue goes round, then the next one works. Half of a
-/// thread's time under load stays with its requests.
+/// waits. So there are turns: one handshake works, then the run queue goes round, then the next one works. A request
+/// waits for one of them, or two, however many there are.
 ///
 /// Turns are given in the order of arrival. Those that wait for their first one are counted, and refused beyond a bound.
 /// A handshake that has begun is never refused: the work in it would be lost, and its number is bounded by the
