@@ -5,6 +5,7 @@ mod exchange;
 mod frames;
 mod leaving;
 mod messages;
+mod properties;
 mod windows;
 
 use super::frame::{HEADER, Header, PREFACE, flag, kind};
