@@ -1,6 +1,6 @@
 //! Our HTTP/2 against the `h2` crate, both ways round: bodies, trailers, heads of several frames, windows of odd sizes,
 //! resets, more requests than streams may be open; over a pipe that holds few bytes.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};

@@ -2,7 +2,7 @@
 //!
 //! - [`one`]: one end against a peer that may send anything
 //! - [`pair`]: our client against our server
-#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::cast_possible_truncation)] // not every user needs all of it
 
 pub(crate) mod one;
 pub(crate) mod pair;
@@ -27,6 +27,11 @@ impl<'a> Plan<'a> {
 
     pub(crate) fn number(&mut self) -> usize {
         usize::from(self.byte()) << 8 | usize::from(self.byte())
+    }
+
+    /// True once in `count` times.
+    pub(crate) fn once_in(&mut self, count: u8) -> bool {
+        self.byte().is_multiple_of(count)
     }
 
     /// Up to `count` bytes.

@@ -58,7 +58,7 @@ fn run(role: Role, bytes: &[u8]) {
         frame_bytes: 1 << 14,
         head_bytes: plan.one_of(&[0, 200, 4096, 65_536]),
         fields: plan.one_of(&[3, 100]),
-        extended_connect: plan.byte() % 2 == 0,
+        extended_connect: plan.once_in(2),
         budget: Budget { resets: budget, errors: budget, frames: budget },
     };
     let mut out = Vec::new();
@@ -76,7 +76,7 @@ fn run(role: Role, bytes: &[u8]) {
         dead: false,
     };
     let mut wire = Vec::new();
-    if plan.byte() % 8 != 0 {
+    if !plan.once_in(8) {
         if role == Role::Server {
             wire.extend_from_slice(PREFACE);
         }
@@ -86,7 +86,7 @@ fn run(role: Role, bytes: &[u8]) {
         peer(plan, &mut wire);
         while !wire.is_empty() && !end.dead {
             // Most of the time whole: the interesting states lie deep.
-            let cut = if plan.byte() % 4 == 0 { usize::from(plan.byte()) } else { wire.len() };
+            let cut = if plan.once_in(4) { usize::from(plan.byte()) } else { wire.len() };
             let rest = wire.split_off(cut.clamp(1, wire.len()));
             end.feed(&wire);
             wire = rest;
@@ -208,7 +208,7 @@ impl End {
         self.check_out();
     }
 
-    /// A WINDOW_UPDATE for a byte and one for its stream are the dearest that a byte in a frame of its own can cause.
+    /// A `WINDOW_UPDATE` for a byte and one for its stream are the dearest that a byte in a frame of its own can cause.
     fn check_out(&self) {
         assert!(self.out.len() <= 300 + 4 * self.received + self.asked, "answers outgrow what they answer");
     }
@@ -298,7 +298,7 @@ impl End {
         match plan.byte() % 16 {
             0..=2 => self.head(plan, id),
             3..=4 => {
-                let (body, end) = (vec![b'x'; plan.number()], plan.byte() % 2 == 0);
+                let (body, end) = (vec![b'x'; plan.number()], plan.once_in(2));
                 if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.answered) {
                     let room = self.connection.capacity(id);
                     let taken = self.connection.data(id, &body, end, &mut self.out);
@@ -334,15 +334,15 @@ impl End {
             }
             10 => self.connection.tick(),
             11 => self.connection.ping(&mut self.out),
-            12 if plan.byte() % 8 == 0 => self.connection.drain(&mut self.out),
-            13 if plan.byte() % 8 == 0 => self.connection.close(Code::NO_ERROR, &mut self.out),
+            12 if plan.once_in(8) => self.connection.drain(&mut self.out),
+            13 if plan.once_in(8) => self.connection.close(Code::NO_ERROR, &mut self.out),
             _ => assert!(self.connection.open_streams() <= self.streams.len() + 1),
         }
         self.asked += self.out.len() - before;
     }
 
     fn head(&mut self, plan: &mut Plan<'_>, id: StreamId) {
-        let end = plan.byte() % 2 == 0;
+        let end = plan.once_in(2);
         match self.config.role {
             Role::Server => {
                 let mut head = ResponseHead::default();

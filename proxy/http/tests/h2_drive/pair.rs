@@ -89,7 +89,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let longest = match client.stream_window.min(server.stream_window) {
         0..100 => 200,
         100..10_000 => 20_000,
-        _ => 300_000,
+        _ => 100_000,
     };
     let mut pair =
         Pair { client: End::new(&client), server: End::new(&server), streams: BTreeMap::new(), longest };
@@ -112,9 +112,9 @@ impl Pair {
             12..=13 => self.deliver(Role::Client, plan.number()),
             14 => self.release(id, Role::Client, plan.number()),
             15 => self.release(id, Role::Server, plan.number()),
-            16 if plan.byte() % 2 == 0 => self.reset(id, plan.one_of(&[Role::Client, Role::Server])),
+            16 if plan.once_in(2) => self.reset(id, plan.one_of(&[Role::Client, Role::Server])),
             17 => {
-                let end = if plan.byte() % 2 == 0 { &mut self.client } else { &mut self.server };
+                let end = if plan.once_in(2) { &mut self.client } else { &mut self.server };
                 end.connection.ping(&mut end.out);
                 end.pings += 1;
             }
@@ -159,7 +159,7 @@ impl Pair {
         Message {
             seed: plan.byte(),
             body: body.min(self.longest),
-            trailers: plan.byte() % 4 == 0,
+            trailers: plan.once_in(4),
             ..Message::default()
         }
     }
@@ -438,7 +438,7 @@ fn fields(seed: u8) -> Fields {
 fn request_head(message: &Message) -> RequestHead {
     let mut head = RequestHead::default();
     head.fields = fields(message.seed);
-    if message.seed % 2 == 0 {
+    if message.seed.is_multiple_of(2) {
         head.fields.push(b"Content-Length", message.body.to_string().as_bytes());
     }
     head.set_method([&b"GET"[..], b"POST", b"PUT"][usize::from(message.seed % 3)]);
@@ -452,7 +452,7 @@ fn response_head(message: &Message) -> ResponseHead {
     let mut head = ResponseHead::default();
     head.status = [200, 404, 418][usize::from(message.seed % 3)];
     head.fields = fields(message.seed);
-    if message.seed % 2 == 0 {
+    if message.seed.is_multiple_of(2) {
         head.fields.push(b"Content-Length", message.body.to_string().as_bytes());
     }
     head
