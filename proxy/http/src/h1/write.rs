@@ -86,7 +86,7 @@ fn write_fields(fields: &Fields, framing: Framing, out: &mut Vec<u8>) {
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         // HTTP/2 need not name the length of a body; without it here the body would be read as the next message.
         Framing::Length(length) if !is_told => {
-            write_number(out, format_args!("Content-Length: {length}\r\n"))
+            write_number(out, format_args!("Content-Length: {length}\r\n"));
         }
         _ => {}
     }
