@@ -4,9 +4,9 @@
 //! two readers could read in two ways is refused, and the connection with it. What it lets through is forwarded as it
 //! came, byte for byte, in case and order of the field lines. The README lists what is refused that the RFC would allow.
 //!
-//! The files are the steps of a message: [`lines`] finds the end of a head, [`start`] reads its first line, [`framing`]
-//! decides how long the body is, [`chunked`] takes the chunks apart, and [`write`] puts a message together.
-//! Field lines are lexed by `httparse`, whose leniencies (bare LF) [`lines`] has excluded before.
+//! The files are the steps of a message: `lines` finds the end of a head, `start` reads its first line, `framing`
+//! decides how long the body is, `chunked` takes the chunks apart, and `write` puts a message together.
+//! Field lines are lexed by `httparse`, whose leniencies (bare LF) `lines` has excluded before.
 
 mod chunked;
 mod framing;
