@@ -168,6 +168,7 @@ impl Connection {
         self.read(input, heads, out).inspect_err(|fatal| {
             frame::write_goaway(self.last_taken, fatal.code, fatal.text, out);
             self.reading = Reading::Dead;
+            (self.line, self.left_out) = (VecDeque::new(), Vec::new());
             self.block = Vec::new();
             self.leaving = Leaving::Final;
         })

@@ -85,6 +85,21 @@ fn windows_cannot_overflow() {
 }
 
 #[test]
+fn a_window_that_overflows_leaves_nobody_to_be_told_of_room() {
+    let mut server = answering(0);
+    for id in [3, 5, 7, 9, 11] {
+        server.feed(&get(id)).unwrap();
+        server.connection.response(id, &response_head(200), false, &mut server.out);
+    }
+    for id in [1, 3, 7, 9, 11] {
+        assert_eq!(server.connection.capacity(id), 0);
+    }
+    server.quiet(&number(kind::WINDOW_UPDATE, 5, (1 << 31) - 1));
+    // All others get room, 5 gets too much.
+    assert_eq!(server.fails(&setting(4, 1)), Code::FLOW_CONTROL_ERROR);
+}
+
+#[test]
 fn a_window_update_by_nothing_is_an_error() {
     let mut server = answering(1);
     let told = server.feed(&number(kind::WINDOW_UPDATE, 1, 0)).unwrap();

@@ -12,7 +12,10 @@ fn lines_of(decoder: &mut Decoder, block: &[u8]) -> Result<Lines, HpackError> {
         lines.push((name.to_vec(), value.to_vec()));
     })?;
     assert!(!decoded.truncated);
-    assert_eq!(decoded.size, lines.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD).sum());
+    assert_eq!(
+        decoded.size,
+        lines.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD).sum::<usize>()
+    );
     Ok(lines)
 }
 
