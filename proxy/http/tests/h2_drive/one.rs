@@ -29,11 +29,13 @@ struct End {
     heads: Heads,
     input: Vec<u8>,
     out: Vec<u8>,
-    received: usize,
+    received: Vec<u8>,
     /// Bytes of `out` that the caller asked for.
     asked: usize,
     streams: BTreeMap<StreamId, Stream>,
     held: usize,
+    /// Server: one more than the last stream that the peer has opened.
+    last_opened: StreamId,
     dead: bool,
 }
 
@@ -49,14 +51,14 @@ pub(crate) fn client(bytes: &[u8]) {
 
 fn run(role: Role, bytes: &[u8]) {
     let plan = &mut Plan::new(bytes);
-    let budget = plan.one_of(&[2, 50, 1 << 20]);
+    let budget = plan.one_of(&[3, 50, 1 << 20, 1 << 20]);
     let config = Config {
         role,
         streams: plan.one_of(&[1, 3, 100]),
         stream_window: plan.one_of(&[0, 1, 100, 65_535, 1 << 20]),
         connection_window: plan.one_of(&[0, 65_536, 1 << 20]),
         frame_bytes: 1 << 14,
-        head_bytes: plan.one_of(&[0, 200, 4096, 65_536]),
+        head_bytes: plan.one_of(&[100, 200, 4096, 65_536]),
         fields: plan.one_of(&[3, 100]),
         extended_connect: plan.once_in(2),
         budget: Budget { resets: budget, errors: budget, frames: budget },
@@ -70,20 +72,21 @@ fn run(role: Role, bytes: &[u8]) {
         input: Vec::new(),
         asked: out.len(),
         out,
-        received: 0,
+        received: Vec::new(),
         streams: BTreeMap::new(),
         held: 0,
+        last_opened: 0,
         dead: false,
     };
     let mut wire = Vec::new();
-    if !plan.once_in(8) {
+    if !plan.once_in(32) {
         if role == Role::Server {
             wire.extend_from_slice(PREFACE);
         }
         frame(&mut wire, 4, 0, 0, &[]);
     }
     while !plan.is_done() && !end.dead {
-        peer(plan, &mut wire);
+        peer(plan, &mut end, &mut wire);
         while !wire.is_empty() && !end.dead {
             // Most of the time whole: the interesting states lie deep.
             let cut = if plan.once_in(4) { usize::from(plan.byte()) } else { wire.len() };
@@ -99,78 +102,111 @@ fn run(role: Role, bytes: &[u8]) {
         end.connection.release(id, held, &mut end.out);
     }
     end.connection.tick();
+    // Half a window more than there is, so that what the connection has not told yet is told.
+    let extra = end.window() / 2;
+    end.connection.release(0, extra, &mut end.out);
+    end.check_windows(extra);
 }
 
-/// What the peer sends next: anything at all, or a frame that is one at least in form.
-fn peer(plan: &mut Plan<'_>, wire: &mut Vec<u8>) {
-    let id =
-        |plan: &mut Plan<'_>| plan.one_of(&[1_u32, 3, 5, 7, 9, 11, 13, 15, 2, 0, 1 << 30, (1 << 31) - 1]);
+/// What the peer sends next. Mostly what a peer may send, for the first error ends it all; now and then anything.
+fn peer(plan: &mut Plan<'_>, end: &mut End, wire: &mut Vec<u8>) {
+    let any = plan.once_in(48);
+    let id = if any {
+        plan.one_of(&[1, 3, 5, 9, 15, 2, 0, 1 << 30, (1 << 31) - 1])
+    } else {
+        end.some_stream(plan, |stream| !stream.ended)
+    };
     match plan.byte() % 16 {
-        0 => {
+        // Nothing is open, and only a client can change that.
+        3..=9 | 15 if id == 0 && !any => {}
+        0..=2 if id == 0 && end.config.role == Role::Client => {}
+        0 if any => {
             let count = usize::from(plan.byte());
             wire.extend_from_slice(plan.take(count));
         }
-        1 => {
-            let (kind, flags, id) = (plan.byte() % 12, plan.byte(), id(plan));
+        1..=2 if any => {
+            let (kind, flags) = (plan.byte() % 12, plan.byte());
             let count = usize::from(plan.byte());
             frame(wire, kind, flags, id, plan.take(count));
         }
-        // HEADERS with a request, a response or trailers, and more behind it.
-        2..=5 => {
-            let request: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
-            let connect: &[u8] = &[0x02, 7, b'C', b'O', b'N', b'N', b'E', b'C', b'T', 0x41, 1, b'a'];
-            let large: &[u8] =
-                &[0x82, 0x86, 0x84, 0x41, 1, b'a', 0x40, 1, b'b', 2, b'c', b'd', 0xbe, 0xbe, 0xbe, 0xbe];
-            let start = plan.one_of(&[
-                request,
-                request,
-                connect,
-                large,
-                &[0x88],
-                &[0x88],
-                &[0x08, 3, b'1', b'0', b'0'],
-                &[],
-            ]);
-            let flags = plan.one_of(&[4, 5, 4, 5, 0, 1]);
-            let id = id(plan);
-            let count = usize::from(plan.byte() % 64);
-            let block = [start, plan.take(count)].concat();
-            frame(wire, 1, flags, id, &block);
-        }
-        6..=8 => {
-            let (flags, id) = (plan.one_of(&[0, 1, 0, 8, 9]), id(plan));
-            let length = plan.one_of(&[0, 1, 10, 100, 1000, 16_384, 16_385]);
+        0..=2 => match end.config.role {
+            Role::Server => {
+                end.last_opened += 2;
+                headers(plan, end.last_opened - 1, REQUESTS, any, wire);
+            }
+            Role::Client => headers(plan, id, RESPONSES, any, wire),
+        },
+        3 => headers(plan, id, RESPONSES, any, wire),
+        // Trailers.
+        4 => headers(plan, id, &[&[], &[0x40, 1, b'b', 1, b'c'], &[0x40, 1, b'd', 0, 0xbe]], any, wire),
+        5..=8 => {
+            let length = plan.one_of(&[0, 1, 10, 100, 1000, 16_384 + usize::from(any)]);
+            let flags = plan.one_of(if length > 0 || any { &[0, 0, 0, 1, 8, 8, 8, 9] } else { &[0, 1] });
             let mut payload = vec![b'd'; length];
-            if let (true, Some(first)) = (flags & 8 != 0, payload.first_mut()) {
-                *first = plan.byte();
+            if let (true, Some(padding)) = (flags & 8 != 0, payload.first_mut()) {
+                *padding = if any { plan.byte() } else { (length - 1).min(usize::from(plan.byte())) as u8 };
             }
             frame(wire, 0, flags, id, &payload);
         }
-        9 => frame(wire, 3, 0, id(plan), &u32::from(plan.byte() % 16).to_be_bytes()),
+        9 => frame(wire, 3, 0, id, &u32::from(plan.byte() % 16).to_be_bytes()),
         10 => {
-            let (parameter, value) =
-                (plan.byte() % 10, plan.one_of(&[0, 1, 100, 16_384, 65_535, i32::MAX as u32, u32::MAX]));
+            let values = [0, 1, 100, 16_384, 65_535, i32::MAX as u32, u32::MAX];
+            let (parameter, value) = match any {
+                true => (plan.byte() % 10, plan.one_of(&values)),
+                false => plan.one_of(&[
+                    (1, 0),
+                    (1, 4096),
+                    (3, 1),
+                    (3, 100),
+                    (4, 1),
+                    (4, 65_535),
+                    (4, 1 << 20),
+                    (5, 65_536),
+                ]),
+            };
             let payload = [&[0, parameter][..], &value.to_be_bytes()].concat();
             frame(wire, 4, 0, 0, &payload);
         }
         11 => frame(wire, 4, 1, 0, &[]),
-        12 => {
-            let increment: u32 = plan.one_of(&[0, 1, 100, 65_535, i32::MAX as u32]);
-            frame(wire, 8, 0, id(plan), &increment.to_be_bytes());
+        12..=13 => {
+            let id = if plan.once_in(2) { 0 } else { id };
+            let increment: u32 =
+                if any { plan.one_of(&[0, i32::MAX as u32]) } else { plan.one_of(&[1, 100, 65_535]) };
+            frame(wire, 8, 0, id, &increment.to_be_bytes());
         }
-        13 => {
+        14 => {
             let payload = plan.one_of(&[b"draining", b"liveness", b"whatever"]);
             frame(wire, 6, plan.byte() % 2, 0, payload);
         }
-        14 => {
-            let payload = [id(plan).to_be_bytes(), u32::from(plan.byte() % 16).to_be_bytes()].concat();
+        _ if any => {
+            let payload = [id.to_be_bytes(), u32::from(plan.byte() % 16).to_be_bytes()].concat();
             frame(wire, 7, 0, 0, &payload);
         }
-        _ => {
-            let count = usize::from(plan.byte());
-            let (flags, id) = (plan.one_of(&[0, 4]), id(plan));
-            frame(wire, 9, flags, id, plan.take(count));
-        }
+        _ => frame(wire, 2, 0, id, &[0, 0, 0, 0, 7]),
+    }
+}
+
+const REQUESTS: &[&[u8]] = &[
+    &[0x82, 0x86, 0x84, 0x41, 1, b'a'],
+    &[0x02, 7, b'C', b'O', b'N', b'N', b'E', b'C', b'T', 0x41, 1, b'a'],
+    &[0x83, 0x86, 0x84, 0x0f, 13, 2, b'1', b'0'],
+    &[0x82, 0x86, 0x84, 0x40, 1, b'b', 2, b'c', b'd', 0xbe, 0xbe, 0xbe, 0xbe],
+];
+
+const RESPONSES: &[&[u8]] =
+    &[&[0x88], &[0x8d, 0x40, 1, b'b', 1, b'c'], &[0x08, 3, b'1', b'0', b'0'], &[0x88, 0x0f, 13, 1, b'9']];
+
+/// HEADERS, and CONTINUATION now and then.
+fn headers(plan: &mut Plan<'_>, id: u32, starts: &[&[u8]], any: bool, wire: &mut Vec<u8>) {
+    let count = if any { usize::from(plan.byte() % 64) } else { 0 };
+    let block = [plan.one_of(starts), plan.take(count)].concat();
+    let end = u8::from(plan.once_in(2));
+    if plan.once_in(8) {
+        let (first, second) = block.split_at(block.len() / 2);
+        frame(wire, 1, end, id, first);
+        frame(wire, 9, 4 * u8::from(!any), id, second);
+    } else {
+        frame(wire, 1, 4 | end, id, &block);
     }
 }
 
@@ -181,9 +217,25 @@ fn frame(wire: &mut Vec<u8>, kind: u8, flags: u8, id: u32, payload: &[u8]) {
     wire.extend_from_slice(payload);
 }
 
+/// Type, flags, stream and payload.
+type Frame<'a> = (u8, u8, u32, &'a [u8]);
+
+/// The frames in these bytes, behind a preface if there is one, and whether nothing was left over.
+fn frames(bytes: &[u8]) -> (Vec<Frame<'_>>, bool) {
+    let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(bytes);
+    let mut frames = Vec::new();
+    while let [a, b, c, kind, flags, d, e, f, g, tail @ ..] = rest {
+        let len = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        let Some((payload, tail)) = tail.split_at_checked(len) else { return (frames, false) };
+        frames.push((*kind, *flags, u32::from_be_bytes([*d, *e, *f, *g]) & !(1 << 31), payload));
+        rest = tail;
+    }
+    (frames, rest.is_empty())
+}
+
 impl End {
     fn feed(&mut self, bytes: &[u8]) {
-        self.received += bytes.len();
+        self.received.extend_from_slice(bytes);
         self.input.extend_from_slice(bytes);
         let input = std::mem::take(&mut self.input);
         let mut at = 0;
@@ -210,7 +262,39 @@ impl End {
 
     /// A `WINDOW_UPDATE` for a byte and one for its stream are the dearest that a byte in a frame of its own can cause.
     fn check_out(&self) {
-        assert!(self.out.len() <= 300 + 4 * self.received + self.asked, "answers outgrow what they answer");
+        assert!(
+            self.out.len() <= 300 + 4 * self.received.len() + self.asked,
+            "answers outgrow what they answer"
+        );
+    }
+
+    /// One of the latest streams for which this is so; 0 if there is none.
+    fn some_stream(&self, plan: &mut Plan<'_>, is_so: impl Fn(&Stream) -> bool) -> StreamId {
+        let fitting = self.streams.iter().rev().filter(|(_, stream)| is_so(stream)).take(4);
+        let fitting: Vec<_> = fitting.map(|(&id, _)| id).collect();
+        if fitting.is_empty() { 0 } else { plan.one_of(&fitting) }
+    }
+
+    /// Of the connection, in bytes.
+    fn window(&self) -> usize {
+        self.config.connection_window.max(65_535) as usize
+    }
+
+    /// All data was released, and `extra` bytes: what is sent is frames, and of the connection's window nothing was lost.
+    fn check_windows(&self, extra: usize) {
+        let (sent, whole) = frames(&self.out);
+        assert!(whole, "what is sent is frames");
+        let (received, whole) = frames(&self.received);
+        if self.dead || !whole {
+            return;
+        }
+        let more = |&(_, _, id, payload): &Frame<'_>| match payload.first_chunk::<4>() {
+            Some(increment) if id == 0 => u32::from_be_bytes(*increment) as usize,
+            _ => 0,
+        };
+        let told: usize = sent.iter().filter(|frame| frame.0 == 8).map(more).sum();
+        let used: usize = received.iter().filter(|frame| frame.0 == 0).map(|frame| frame.3.len()).sum();
+        assert_eq!(told, used + self.window() - 65_535 + extra, "window was lost or made up");
     }
 
     fn fail(&mut self, text: &str) {
@@ -258,8 +342,7 @@ impl End {
                 stream.ended = end;
                 stream.held += data.len();
                 self.held += data.len();
-                let window = self.config.connection_window.max(65_535) as usize;
-                assert!(self.held <= window, "more than the window came through");
+                assert!(self.held <= self.window(), "more than the window came through");
             }
             Event::Trailers { id, key } => {
                 let stream = self.open(id, key);
@@ -294,7 +377,8 @@ impl End {
     /// What the caller does next.
     fn act(&mut self, plan: &mut Plan<'_>) {
         let before = self.out.len();
-        let id = plan.one_of(&[1_u32, 3, 5, 7, 9, 11]);
+        let likely = plan.byte();
+        let id = self.some_stream(plan, |stream| likely < 16 || !stream.answered || stream.held > 0);
         match plan.byte() % 16 {
             0..=2 => self.head(plan, id),
             3..=4 => {
