@@ -151,18 +151,12 @@ fn peer(plan: &mut Plan<'_>, end: &mut End, wire: &mut Vec<u8>) {
         9 => frame(wire, 3, 0, id, &u32::from(plan.byte() % 16).to_be_bytes()),
         10 => {
             let values = [0, 1, 100, 16_384, 65_535, i32::MAX as u32, u32::MAX];
-            let (parameter, value) = match any {
-                true => (plan.byte() % 10, plan.one_of(&values)),
-                false => plan.one_of(&[
-                    (1, 0),
-                    (1, 4096),
-                    (3, 1),
-                    (3, 100),
-                    (4, 1),
-                    (4, 65_535),
-                    (4, 1 << 20),
-                    (5, 65_536),
-                ]),
+            let (parameter, value) = if any {
+                (plan.byte() % 10, plan.one_of(&values))
+            } else {
+                let usual =
+                    [(1, 0), (1, 4096), (3, 1), (3, 100), (4, 1), (4, 65_535), (4, 1 << 20), (5, 65_536)];
+                plan.one_of(&usual)
             };
             let payload = [&[0, parameter][..], &value.to_be_bytes()].concat();
             frame(wire, 4, 0, 0, &payload);
