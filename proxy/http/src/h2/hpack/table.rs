@@ -95,8 +95,7 @@ impl Entry {
     }
 }
 
-/// The entries that the peer's encoder had us keep. Without entries it owns no memory once [`rest`](Self::rest) was
-/// called.
+/// The entries that the peer's encoder had us keep.
 pub(super) struct DynamicTable {
     /// The oldest first.
     entries: VecDeque<Entry>,
@@ -148,13 +147,11 @@ impl DynamicTable {
         self.size += size;
     }
 
-    /// Gives memory back that nothing is in.
+    /// Gives memory back that nothing is in: all of it, if there are no entries.
     pub(super) fn rest(&mut self) {
-        if self.entries.is_empty() && self.entries.capacity() > 0 {
-            self.entries = VecDeque::new();
-            self.text = Vec::new();
-            self.gap = 0;
-        }
+        self.close_gap();
+        self.text.shrink_to_fit();
+        self.entries.shrink_to_fit();
     }
 
     /// Removes the oldest until the size is at most `size`.
@@ -166,19 +163,23 @@ impl DynamicTable {
         }
     }
 
+    fn close_gap(&mut self) {
+        self.text.copy_within(self.gap.., 0);
+        self.text.truncate(self.text.len() - self.gap);
+        self.base = self.base.wrapping_add(self.gap as u32);
+        self.gap = 0;
+    }
+
     /// Makes room for `more` bytes behind the text; the table may then hold as much.
     ///
-    /// The buffer never exceeds twice `max`: it grows only while the gap is smaller than the text of the entries, which
+    /// The buffer never exceeds twice the largest `max`: it grows only while the gap is smaller than the text of the entries, which
     /// together with `more` is at most `max`.
     fn reserve(&mut self, more: usize) {
         if self.text.len() + more <= self.text.capacity() {
             return;
         }
         if self.gap >= self.text.len() / 2 {
-            self.text.copy_within(self.gap.., 0);
-            self.text.truncate(self.text.len() - self.gap);
-            self.base = self.base.wrapping_add(self.gap as u32);
-            self.gap = 0;
+            self.close_gap();
         }
         let need = self.text.len() + more;
         if need > self.text.capacity() {
