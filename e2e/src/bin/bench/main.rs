@@ -1,114 +1,322 @@
-//! `make bench`: what a mesh of one client and one server costs, beside a direct call, on loopback.
+//! `make bench`: what a mesh costs, beside other proxies and a direct call, in one run.
 //!
-//! The release binaries run as processes of their own; load generator and application live in this one, so that CPU
-//! time of the sidecars can be read apart. Direct and meshed rounds alternate, and medians are reported: on a
-//! shared machine the rounds differ more than the two paths do. CPU time is the scheduler's own account
-//! (`/proc/PID/task/*/schedstat`, nanoseconds), summed over both sidecars and divided by the requests.
+//! The path is load -> client's proxy -> mutual TLS -> server's proxy -> application, on loopback. All peers stand at once
+//! and take turns of a few seconds, in an order that turns round with every round, because a shared machine changes
+//! by the minute and only what was measured in the same minute can be compared. CPU time is the scheduler's
+//! account of both proxies, divided by what they carried.
+//!
+//! The order of things: `machine` -> `peers` (with `certificates`, `ports`, `backend`) -> `cases` -> `load` ->
+//! `samples` -> `memory` -> `goals` -> `report`. `BENCHMARKS.md` says how to read what comes out.
 #![forbid(unsafe_code)]
 
-mod drive;
-mod pair;
+mod backend;
+mod cases;
+mod certificates;
+mod frames;
+mod goals;
+mod load;
+mod machine;
+mod memory;
+mod peers;
+mod poller;
+mod ports;
+mod process;
+mod report;
+mod samples;
+mod tap;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use clap::Parser;
 
-use drive::{Backend, Round};
-use pair::Pair;
+use backend::Backend;
+use cases::Case;
+use certificates::Certificates;
+use peers::{Peer, Programs, Site, Stack};
+use ports::Ports;
+use samples::{Row, Samples};
 
-/// Connections at once, closed loop.
-const CONNECTIONS: usize = 32;
-/// Rounds of each path: enough for a median that a single disturbance does not move.
-const ROUNDS: usize = 5;
-/// Length of a round: long enough for the scheduler's account to be exact, short enough to alternate often.
-const ROUND: Duration = Duration::from_secs(2);
+/// Measures the mesh beside other proxies.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Cases to measure, by name, a final `*` for all that begin so; default: all, and memory.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Who takes part; default: all whose programs are there.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<Peer>,
+    /// How often everything is measured.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Length of one measurement.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Five minutes for all: fewer and shorter rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Measure memory, start and size too (without `--only` they are).
+    #[arg(long)]
+    memory: bool,
+    /// Folder of our binaries; default: that of this program.
+    #[arg(long)]
+    ours: Option<PathBuf>,
+    /// Folder of an earlier build of our binaries: takes part as `base`.
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// List the cases.
+    #[arg(long)]
+    list: bool,
+}
+
+/// How much is measured.
+struct Plan {
+    cases: Vec<&'static Case>,
+    rounds: usize,
+    /// Before each measurement, at least.
+    warm_up: Duration,
+    length: Duration,
+    /// Of cases in which latency is the point: their quantiles need more samples.
+    paced: Duration,
+    memory: bool,
+    /// Everything, so that the results may be kept.
+    whole: bool,
+    /// Whether this was a short run.
+    quick: bool,
+}
+
+/// Tries of one measurement while the host takes the processors away.
+const TRIES: usize = 3;
+/// How long calm is waited for before the next try.
+const CALM: Duration = Duration::from_secs(20);
+
+/// A peer that has not answered everybody by then is measured as it is.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 fn main() -> Result<()> {
-    let binaries = release_folder()?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("making a runtime")?;
-    runtime.block_on(async { tokio::task::LocalSet::new().run_until(measure(binaries)).await })
-}
-
-/// The folder of this executable, where `make bench` leaves all four.
-fn release_folder() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("finding this executable")?;
-    let folder = this.parent().context("this executable has no folder")?.to_owned();
-    ensure!(
-        folder.join("outrigger-proxy").exists(),
-        "outrigger-proxy is not in {}: run `make bench`",
-        folder.display()
-    );
-    Ok(folder)
-}
-
-async fn measure(binaries: PathBuf) -> Result<()> {
-    let backend = Backend::start().await?;
-    let mut pair = Pair::start(&binaries, backend.address).await?;
-    let idle = pair.server_memory()?;
-    // Connections, pools and caches as in a process that has run for a while.
-    drive::round(pair.entry, CONNECTIONS, ROUND / 2).await?;
-    let (mut direct, mut meshed, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        direct.push(drive::round(backend.address, CONNECTIONS, ROUND).await?);
-        let before = pair.cpu_nanoseconds()?;
-        let round = drive::round(pair.entry, CONNECTIONS, ROUND).await?;
-        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of seconds")]
-        cpu.push((pair.cpu_nanoseconds()? - before) as f64 / 1e3 / round.requests as f64);
-        meshed.push(round);
+    let arguments = Arguments::parse();
+    if arguments.list {
+        for case in cases::CASES {
+            println!("{:<14} {}", case.name, case.title);
+        }
+        return Ok(());
     }
-    pair.check()?;
-    let size =
-        std::fs::metadata(binaries.join("outrigger-proxy")).context("reading the sidecar's size")?.len();
-    report(&Results { direct, meshed, cpu, idle, size })
-}
-
-struct Results {
-    direct: Vec<Round>,
-    meshed: Vec<Round>,
-    /// Microseconds of both sidecars for a request.
-    cpu: Vec<f64>,
-    idle: pair::Memory,
-    /// Bytes.
-    size: u64,
-}
-
-fn report(results: &Results) -> Result<()> {
-    let of = |rounds: &[Round], value: fn(&Round) -> f64| median(rounds.iter().map(value).collect());
-    let mib = |bytes: u64| {
-        #[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
-        let bytes = bytes as f64;
-        bytes / f64::from(1 << 20)
+    let plan = plan(&arguments)?;
+    machine::prepare()?;
+    let target = target()?;
+    let folder = target.join("bench/run");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let programs = Programs {
+        ours: match arguments.ours {
+            Some(folder) => folder,
+            None => this_folder()?,
+        },
+        base: arguments.base,
+        tools: target.join("tools"),
     };
-    let rows = [
-        ("direct: requests per second", "1/s", of(&results.direct, Round::rate)),
-        ("meshed: requests per second", "1/s", of(&results.meshed, Round::rate)),
-        ("direct: p50", "us", of(&results.direct, |round| round.quantile(0.5))),
-        ("meshed: p50", "us", of(&results.meshed, |round| round.quantile(0.5))),
-        ("direct: p99", "us", of(&results.direct, |round| round.quantile(0.99))),
-        ("meshed: p99", "us", of(&results.meshed, |round| round.quantile(0.99))),
-        ("meshed: CPU of both sidecars per request", "us", median(results.cpu.clone())),
-        ("sidecar idle: resident", "MiB", mib(results.idle.resident)),
-        ("sidecar idle: anonymous", "MiB", mib(results.idle.anonymous)),
-        ("sidecar: binary", "MiB", mib(results.size)),
-    ];
-    println!("HTTP/1.1, 1 KiB answers, {CONNECTIONS} connections, medians of {ROUNDS} rounds\n");
-    for (name, unit, value) in rows {
-        println!("{name:<44} {value:>10.1} {unit}");
+    let peers = present(&programs, &arguments.peers)?;
+    let mut ports = Ports::new();
+    let certificates = Certificates::write(&folder.join("certificates"))?;
+    let backend = Backend::start(ports.several()?)?;
+    let site = Site { programs: &programs, certificates: &certificates, backend: &backend, folder: &folder };
+
+    let mut stacks = Vec::new();
+    for peer in peers {
+        stacks.push(Stack::start(&site, &mut ports, peer)?);
     }
-    let figures: Vec<_> = rows
-        .iter()
-        .map(|(name, unit, value)| json!({"name": name, "unit": unit, "goal": "-", "measured": value, "met": true}))
-        .collect();
-    let folder = PathBuf::from("target/figures");
-    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let path = folder.join("bench.json");
-    std::fs::write(&path, format!("{:#}\n", json!(figures)))
-        .with_context(|| format!("writing {}", path.display()))
+    let mut handshakes = BTreeMap::new();
+    for stack in &stacks {
+        if let Some(tap) = &stack.tap {
+            let agreed = tap::negotiated(tap)
+                .with_context(|| format!("reading the handshake of {}", stack.peer.name()))?;
+            handshakes.insert(stack.peer.name(), agreed);
+        }
+    }
+    let samples = measure(&plan, &mut stacks)?;
+    let peers: Vec<Peer> = stacks.iter().map(|stack| stack.peer).collect();
+    drop(stacks);
+    let mut footprints = Vec::new();
+    if plan.memory {
+        for peer in peers.iter().filter(|peer| **peer != Peer::Direct) {
+            eprintln!("memory of {}", peer.name());
+            footprints.push(
+                memory::measure(&site, &mut ports, *peer, !plan.quick)
+                    .with_context(|| format!("measuring the memory of {}", peer.name()))?,
+            );
+        }
+    }
+    report::write(&report::Run {
+        samples: &samples,
+        footprints: &footprints,
+        handshakes: &handshakes,
+        cases: &plan.cases,
+        peers: &peers,
+        rounds: plan.rounds,
+        quick: plan.quick,
+        folder: plan.whole.then(|| target.join("bench")),
+    })
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+fn plan(arguments: &Arguments) -> Result<Plan> {
+    let quick = arguments.quick;
+    let whole = arguments.only.is_empty();
+    let cases = if arguments.only.iter().any(|only| only == "memory") && arguments.only.len() == 1 {
+        Vec::new()
+    } else {
+        cases::chosen(&arguments.only)
+    };
+    let memory = whole || arguments.memory || arguments.only.iter().any(|only| only == "memory");
+    ensure!(memory || !cases.is_empty(), "no case has such a name: see --list");
+    let seconds = arguments.seconds.unwrap_or(if quick { 0.5 } else { 2.0 });
+    ensure!((0.1..=600.0).contains(&seconds), "--seconds: from 0.1 to 600");
+    let length = Duration::from_secs_f64(seconds);
+    Ok(Plan {
+        cases,
+        rounds: arguments.rounds.unwrap_or(if quick { 3 } else { 7 }).max(1),
+        warm_up: (length / 8).max(Duration::from_millis(100)),
+        length,
+        paced: length * 2,
+        memory,
+        whole: whole && arguments.peers.is_empty(),
+        quick,
+    })
+}
+
+/// The folder of this program, where `make bench` leaves all of them.
+fn this_folder() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("finding this program")?;
+    Ok(this.parent().context("this program has no folder")?.to_owned())
+}
+
+/// Cargo's target folder, which this program lies in.
+fn target() -> Result<PathBuf> {
+    let folder = this_folder()?;
+    let target = folder.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    Ok(target.context("this program does not lie in a target folder")?.to_owned())
+}
+
+/// Who takes part. Of those that were not asked for by name, who is missing is said and left out.
+fn present(programs: &Programs, wanted: &[Peer]) -> Result<Vec<Peer>> {
+    if !wanted.is_empty() {
+        wanted.iter().try_for_each(|peer| programs.of(*peer).map(drop))?;
+        return Ok(wanted.to_vec());
+    }
+    let mut peers = vec![Peer::Direct, Peer::Ours];
+    programs.of(Peer::Ours)?;
+    if programs.base.is_some() {
+        programs.of(Peer::Base)?;
+        peers.push(Peer::Base);
+    }
+    for peer in [Peer::Haproxy, Peer::Envoy, Peer::Nginx] {
+        match programs.of(peer) {
+            Ok(_) => peers.push(peer),
+            Err(missing) => eprintln!("bench: without {}: {missing}", peer.name()),
+        }
+    }
+    Ok(peers)
+}
+
+fn measure(plan: &Plan, stacks: &mut [Stack]) -> Result<Samples> {
+    let mut samples = Samples::default();
+    let begun = Instant::now();
+    for round in 0..plan.rounds {
+        for case in &plan.cases {
+            if round % 2 == 1 {
+                stacks.reverse();
+            }
+            for stack in &mut *stacks {
+                let row = sample(plan, case, stack, round);
+                stack
+                    .check()
+                    .with_context(|| format!("after {} through {}", case.name, stack.peer.name()))?;
+                match row {
+                    Ok(row) => samples.rows.extend(row),
+                    Err(error) => {
+                        eprintln!(
+                            "bench: no sample of {} through {}: {error:#}",
+                            case.name,
+                            stack.peer.name()
+                        );
+                    }
+                }
+            }
+            if round % 2 == 1 {
+                stacks.reverse();
+            }
+        }
+        eprintln!("round {} of {}, {:.0} s", round + 1, plan.rounds, begun.elapsed().as_secs_f64());
+    }
+    Ok(samples)
+}
+
+/// One measurement; the calmest of a few tries. `None`: the peer has no such path.
+fn sample(plan: &Plan, case: &'static Case, stack: &Stack, round: usize) -> Result<Option<Row>> {
+    let mut best: Option<Row> = None;
+    for discarded in 0..TRIES {
+        let Some(row) = attempt(plan, case, stack, round, discarded)? else { return Ok(None) };
+        let calm = row.stolen <= machine::MAX_STEAL;
+        if best.as_ref().is_none_or(|best| row.stolen < best.stolen) {
+            best = Some(row);
+        }
+        if calm {
+            break;
+        }
+        machine::wait_for_calm(CALM)?;
+    }
+    Ok(best)
+}
+
+fn attempt(
+    plan: &Plan,
+    case: &'static Case,
+    stack: &Stack,
+    round: usize,
+    discarded: usize,
+) -> Result<Option<Row>> {
+    let spin_ms = machine::spin();
+    let Some(mut load) = load::open(case.work, stack.entries)? else { return Ok(None) };
+    let length = if case.is_paced() { plan.paced } else { plan.length };
+    // Until every connection has had its handshake and a few answers, however slow the peer is.
+    let settled = Instant::now() + SETTLE_LIMIT;
+    let mut answers = 0.0;
+    while answers < case.at_once() * 3.0 && Instant::now() < settled {
+        answers += load.run(Instant::now() + plan.warm_up)?.operations;
+    }
+    let usage = machine::Usage::now()?;
+    let before = stack.cpu()?;
+    let mut stretch = load.run(Instant::now() + length)?;
+    let after = stack.cpu()?;
+    let shares = usage.since()?;
+    ensure!(stretch.operations > 0.0, "nothing came back in {length:?}");
+    stretch.latencies.sort_unstable();
+    let each = |before: Duration, after: Duration| {
+        after.saturating_sub(before).as_secs_f64() * 1e6 / stretch.operations
+    };
+    let client = each(before.client, after.client);
+    let server = each(before.server, after.server);
+    Ok(Some(Row {
+        case: case.name,
+        peer: stack.peer,
+        round,
+        operations: stretch.operations,
+        rate: stretch.operations / stretch.elapsed.as_secs_f64(),
+        cpu_us: client + server,
+        client_cpu_us: client,
+        server_cpu_us: server,
+        p50_us: samples::quantile_us(&stretch.latencies, 0.5),
+        p99_us: samples::quantile_us(&stretch.latencies, 0.99),
+        stolen: shares.stolen,
+        busy: shares.busy,
+        spin_ms,
+        discarded,
+    }))
 }
