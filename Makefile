@@ -3,6 +3,8 @@
 CARGO ?= cargo
 ONCE ?=
 CONSUL ?=
+QUICK ?=
+BENCH ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -68,9 +70,12 @@ figures: ## Print what the suites measured, as one table
 	@$(CARGO) run --locked -q -p outrigger-e2e --bin figures
 
 .PHONY: bench
-bench: release ## Idle memory, binary size and CPU per request of two hops, beside a direct call
+bench: release ## Measure the mesh beside HAProxy, Envoy and nginx (QUICK=1: five minutes; else about an hour)
 	$(STATIC) -p outrigger-e2e --bin bench
-	target/$(HOST)/release/bench
+	@e2e/tools/envoy.sh || echo "make: bench goes on without Envoy" >&2
+	@[ -x /usr/sbin/haproxy ] && [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || \
+		echo "make: bench goes on without what is missing of these: apt-get install haproxy nginx libnginx-mod-stream" >&2
+	target/$(HOST)/release/bench $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: fmt
 fmt: ## Format the code

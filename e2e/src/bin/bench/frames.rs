@@ -30,7 +30,7 @@ const OUR_WINDOW: u32 = 4 << 20;
 const TOP_UP: u32 = 1 << 20;
 /// The windows' limit (6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
-/// The default of SETTINGS_HEADER_TABLE_SIZE: enough for the one table that the load builds.
+/// The default of `SETTINGS_HEADER_TABLE_SIZE`: enough for the one table that the load builds.
 const TABLE: u32 = 4096;
 
 /// One frame.

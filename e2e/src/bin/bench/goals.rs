@@ -15,7 +15,8 @@ use crate::{
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Goal {
     pub(crate) name: &'static str,
-    pub(crate) goal: String,
+    #[serde(rename = "goal")]
+    pub(crate) limit: String,
     /// `None`: not measured.
     pub(crate) measured: Option<f64>,
     pub(crate) met: bool,
@@ -153,7 +154,7 @@ pub(crate) fn judge(samples: &Samples, footprints: &[Footprint], same_exchange: 
 
 impl Line {
     fn judged(&self, limit: Limit) -> Goal {
-        let (goal, met) = match limit {
+        let (limit, met) = match limit {
             Limit::AtMost(most) => {
                 (format!("<= {most}"), self.measured.is_some_and(|measured| measured <= most))
             }
@@ -161,6 +162,6 @@ impl Line {
                 (format!(">= {least}"), self.measured.is_some_and(|measured| measured >= least))
             }
         };
-        Goal { name: self.name, goal, measured: self.measured, met }
+        Goal { name: self.name, limit, measured: self.measured, met }
     }
 }

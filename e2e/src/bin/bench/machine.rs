@@ -27,7 +27,7 @@ pub(crate) const MAX_STEAL: f64 = 0.015;
 const FILES: u64 = 20_000;
 /// The priority of everything here, where it may be raised: builds beside it then get a few per cent.
 const NICENESS: &str = "-15";
-/// The unit of `/proc/stat`: USER_HZ, 100 on every Linux.
+/// The unit of `/proc/stat`: `USER_HZ`, 100 on every Linux.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Pins the calling thread, and all that it starts, to one processor; does nothing where there is only one.
@@ -101,8 +101,8 @@ impl Usage {
         let now = Self::now()?;
         let elapsed = self.at.map_or(0.0, |at| at.elapsed().as_secs_f64()).max(f64::EPSILON) * 2.0;
         Ok(Shares {
-            stolen: (now.stolen - self.stolen).as_secs_f64() / elapsed,
-            busy: (now.busy - self.busy).as_secs_f64() / elapsed,
+            stolen: now.stolen.saturating_sub(self.stolen).as_secs_f64() / elapsed,
+            busy: now.busy.saturating_sub(self.busy).as_secs_f64() / elapsed,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Ports that nobody listens on.
 //!
-//! Proxies that listen with SO_REUSEPORT share a port in silence, and two peers on one port would measure each other.
+//! Proxies that listen with `SO_REUSEPORT` share a port in silence, and two peers on one port would measure each other.
 //! So each port is bound once without it, which fails if anybody has it; and all lie below the range from which the
 //! kernel takes ports for outgoing connections (32768 on, by default), so that none is taken before it is used.
 

@@ -244,11 +244,11 @@ fn goals_table(goals: &goals::Goals) -> String {
             (true, false) => "must",
             (false, false) => "NO",
         };
-        let Goal { name, goal, measured, .. } = must;
+        let Goal { name, limit, measured, .. } = must;
         table.push(vec![
             (*name).to_owned(),
-            goal.clone(),
-            aim.goal.clone(),
+            limit.clone(),
+            aim.limit.clone(),
             measured.map_or_else(|| "not measured".to_owned(), |measured| format!("{measured:.2}")),
             met.to_owned(),
         ]);

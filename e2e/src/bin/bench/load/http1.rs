@@ -39,27 +39,26 @@ impl Client {
         let Some(count) = self.line.read(scratch)? else { return Ok(false) };
         let mut bytes = &scratch[..count];
         let joined;
-        let left = match self.body {
-            Some(left) => left,
-            None => {
-                if !self.head.is_empty() {
-                    self.head.extend_from_slice(bytes);
-                    joined = std::mem::take(&mut self.head);
-                    bytes = &joined;
-                }
-                let Some(end) = head_end(bytes) else {
-                    self.head = bytes.to_vec();
-                    return Ok(false);
-                };
-                let head = &bytes[..end];
-                ensure!(
-                    head.starts_with(b"HTTP/1.1 200"),
-                    "the answer is {:?}",
-                    String::from_utf8_lossy(&head[..end.min(200)])
-                );
-                bytes = &bytes[end..];
-                content_length(head).context("the answer has no Content-Length")?
+        let left = if let Some(left) = self.body {
+            left
+        } else {
+            if !self.head.is_empty() {
+                self.head.extend_from_slice(bytes);
+                joined = std::mem::take(&mut self.head);
+                bytes = &joined;
             }
+            let Some(end) = head_end(bytes) else {
+                self.head = bytes.to_vec();
+                return Ok(false);
+            };
+            let head = &bytes[..end];
+            ensure!(
+                head.starts_with(b"HTTP/1.1 200"),
+                "the answer is {:?}",
+                String::from_utf8_lossy(&head[..end.min(200)])
+            );
+            bytes = &bytes[end..];
+            content_length(head).context("the answer has no Content-Length")?
         };
         ensure!(bytes.len() <= left, "the answer is longer than its Content-Length");
         let left = left - bytes.len();

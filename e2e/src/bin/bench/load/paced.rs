@@ -38,10 +38,20 @@ pub(super) struct Paced {
 
 impl Paced {
     pub(super) fn open(address: SocketAddr, per_second: u32) -> Result<Self> {
-        let poller = Poller::new()?;
+        let mut poller = Poller::new()?;
+        let request = http1::request(Exchange::Small);
+        let mut scratch = vec![0; 64 * 1024];
         let mut clients = Vec::new();
+        // Each connection is used once at once: what is measured is requests, not what a proxy does about a client
+        // that says nothing at first.
         for key in 0..CONNECTIONS {
-            clients.push(http1::Client::connect(&poller, address, key)?);
+            let mut client = http1::Client::connect(&poller, address, key)?;
+            client.send(&poller, &request)?;
+            let limit = Instant::now() + DRAIN;
+            while poller.wait_until(limit)?.context("no answer on a new connection")? == 0
+                || !client.turn(&poller, &mut scratch)?
+            {}
+            clients.push(client);
         }
         let timer =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
@@ -52,10 +62,10 @@ impl Paced {
             clients,
             idle: (0..CONNECTIONS).collect(),
             timer,
-            request: http1::request(Exchange::Small),
+            request,
             interval: 1.0 / f64::from(per_second),
             random: SEED,
-            scratch: vec![0; 64 * 1024],
+            scratch,
         })
     }
 

@@ -56,7 +56,7 @@ pub(super) fn start(
     let config = write(&folder, "controller.yaml", &config)?;
     let controller = binaries.join("outrigger-controller");
     let mut controller = Process::start(&folder, "controller", machine::LOAD_CPU, &controller, |command| {
-        arguments(command, &config)
+        arguments(command, &config);
     })?;
     wait_for_listener(api, &mut controller)?;
     wait_for_listener(discovery, &mut controller)?;
