@@ -60,7 +60,15 @@ impl Fields {
 
     /// Appends a line.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        self.insert(self.lines.len(), name, value);
+        let start = self.text.len();
+        self.text.reserve(name.len() + value.len());
+        self.text.extend_from_slice(name);
+        self.text.extend_from_slice(value);
+        // All parts of what fits fit too: one check for the line, not four.
+        u32::try_from(self.text.len()).expect("a head is bounded by its codec");
+        let name = Span { start: start as u32, len: name.len() as u32 };
+        let value = Span { start: name.start + name.len, len: value.len() as u32 };
+        self.lines.push(Line { name, value });
     }
 
     /// Puts a line before line `at`.

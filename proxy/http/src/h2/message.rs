@@ -204,49 +204,70 @@ impl<'a> Trailers<'a> {
     }
 }
 
-/// Bytes of a token (RFC 9110, 5.6.2).
-const TOKEN: [bool; 256] = {
-    let mut table = [false; 256];
+/// What a byte may not be part of. A class instead of a yes or no, so that the bytes of a text can be joined by "or" without a branch for each.
+const NO_TOKEN: u8 = 1;
+const NO_NAME: u8 = 2;
+
+/// The classes of each byte: tokens (RFC 9110, 5.6.2), and names of fields, which are tokens without upper case (8.2.1).
+const CLASSES: [u8; 256] = {
+    let mut table = [NO_TOKEN | NO_NAME; 256];
     let mut byte = 0;
+    // Constant functions know no iterators.
     while byte < 256 {
-        // As bytes, for const functions know no iterators.
-        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        if (byte as u8).is_ascii_uppercase() {
+            table[byte] = NO_NAME;
+        } else if (byte as u8).is_ascii_alphanumeric() {
+            table[byte] = 0;
+        }
         byte += 1;
     }
     let marks = b"!#$%&'*+-.^_`|~";
     let mut index = 0;
     while index < marks.len() {
-        table[marks[index] as usize] = true;
+        table[marks[index] as usize] = 0;
         index += 1;
     }
     table
 };
 
-/// Bytes of a field's name: a token without upper case (8.2.1).
-const NAME: [bool; 256] = {
-    let mut table = TOKEN;
-    let mut byte = b'A';
-    while byte <= b'Z' {
-        table[byte as usize] = false;
-        byte += 1;
-    }
-    table
-};
+fn classes(text: &[u8]) -> u8 {
+    text.iter().fold(0, |classes, &byte| classes | CLASSES[usize::from(byte)])
+}
 
 fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&byte| NAME[usize::from(byte)])
+    !name.is_empty() && classes(name) & NO_NAME == 0
 }
 
 fn is_token(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|&byte| TOKEN[usize::from(byte)])
+    !text.is_empty() && classes(text) & NO_TOKEN == 0
 }
 
 /// 8.2.1: no NUL, CR or LF anywhere, no space or tab at the ends.
 fn is_value(value: &[u8]) -> bool {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    // Without an early exit the compiler looks at many bytes at once.
-    let bad = value.iter().fold(false, |bad, &byte| bad | (byte == 0) | (byte == b'\r') | (byte == b'\n'));
-    !bad && !is_blank(value.first()) && !is_blank(value.last())
+    let cannot_be = |byte: &u8| matches!(byte, 0 | b'\r' | b'\n');
+    // Hardly any value has controls at all, and that is quickly seen.
+    !is_blank(value.first())
+        && !is_blank(value.last())
+        && !(has_control(value) && value.iter().any(cannot_be))
+}
+
+/// Whether a byte is below 0x20; eight bytes at a time.
+fn has_control(text: &[u8]) -> bool {
+    let (words, rest) = text.as_chunks::<8>();
+    // The top bit of a byte is set where subtracting 0x20 borrowed and the byte itself had none. A borrow from a byte below may set it
+    // wrongly, but then that byte is one.
+    let controls = |bytes: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*bytes);
+        word.wrapping_sub(0x2020_2020_2020_2020) & !word & 0x8080_8080_8080_8080
+    };
+    let found = words.iter().fold(0, |found, word| found | controls(word));
+    let found = match text.last_chunk::<8>() {
+        // The last eight bytes, some of them a second time.
+        Some(last) => found | controls(last),
+        None => rest.iter().fold(found, |found, &byte| found | u64::from(byte < 0x20)),
+    };
+    found != 0
 }
 
 /// RFC 3986, 3.1. Others than http and https are allowed (8.3.1).
@@ -281,4 +302,24 @@ fn decimal(value: &[u8]) -> Option<u64> {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         number.checked_mul(10)?.checked_add(digit)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controls_are_found_wherever_they_stand() {
+        for len in 0..40 {
+            let mut text = vec![b' '; len];
+            assert!(!has_control(&text));
+            for at in 0..len {
+                for byte in 0..=255 {
+                    text[at] = byte;
+                    assert_eq!(has_control(&text), byte < 0x20, "{byte} at {at} of {len}");
+                }
+                text[at] = 0xff;
+            }
+        }
+    }
 }

@@ -13,20 +13,9 @@ const LITERAL: u8 = 0x00;
 /// 6.2.3: nobody on the way may put it into a table, where others could guess at it by the size of what they send.
 const NEVER_INDEXED: u8 = 0x10;
 
-/// The longest name in the static table, in bytes.
-const LONGEST: usize = 27;
-
-/// Appends a field line; the name is lower-cased (RFC 9113, 8.2.1). Not for pseudo-fields.
+/// Appends a field line; the name, a token, is lower-cased (RFC 9113, 8.2.1). Not for pseudo-fields.
 pub(crate) fn encode_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    let mut lower = [0; LONGEST];
-    let index = match lower.get_mut(..name.len()) {
-        Some(lower) => {
-            lower.copy_from_slice(name);
-            lower.make_ascii_lowercase();
-            static_name(lower)
-        }
-        None => 0,
-    };
+    let index = static_name(name);
     if index == 0 {
         out.push(LITERAL);
         length(name.len(), out);
@@ -108,12 +97,14 @@ fn literal(kind: u8, index: u8, value: &[u8], out: &mut Vec<u8>) {
 }
 
 /// 5.2, not Huffman-coded.
+#[inline]
 fn string(text: &[u8], out: &mut Vec<u8>) {
     length(text.len(), out);
     out.extend_from_slice(text);
 }
 
 /// 5.1 with a prefix of 7 bits.
+#[inline]
 fn length(length: usize, out: &mut Vec<u8>) {
     let Some(mut rest) = length.checked_sub(127) else { return out.push(length as u8) };
     out.push(127);
@@ -131,57 +122,74 @@ fn is_secret(index: u8) -> bool {
     matches!(index, 23 | 32 | 49 | 55)
 }
 
-/// The index of a lower-case name in the static table; 0 if it is not there.
+/// The index of a name in the static table, whatever its case; 0 if it is not there.
 fn static_name(name: &[u8]) -> u8 {
-    match name {
-        b"accept-charset" => 15,
-        b"accept-encoding" => 16,
-        b"accept-language" => 17,
-        b"accept-ranges" => 18,
-        b"accept" => 19,
-        b"access-control-allow-origin" => 20,
-        b"age" => 21,
-        b"allow" => 22,
-        b"authorization" => 23,
-        b"cache-control" => 24,
-        b"content-disposition" => 25,
-        b"content-encoding" => 26,
-        b"content-language" => 27,
-        b"content-length" => 28,
-        b"content-location" => 29,
-        b"content-range" => 30,
-        b"content-type" => 31,
-        b"cookie" => 32,
-        b"date" => 33,
-        b"etag" => 34,
-        b"expect" => 35,
-        b"expires" => 36,
-        b"from" => 37,
-        b"host" => 38,
-        b"if-match" => 39,
-        b"if-modified-since" => 40,
-        b"if-none-match" => 41,
-        b"if-range" => 42,
-        b"if-unmodified-since" => 43,
-        b"last-modified" => 44,
-        b"link" => 45,
-        b"location" => 46,
-        b"max-forwards" => 47,
-        b"proxy-authenticate" => 48,
-        b"proxy-authorization" => 49,
-        b"range" => 50,
-        b"referer" => 51,
-        b"refresh" => 52,
-        b"retry-after" => 53,
-        b"server" => 54,
-        b"set-cookie" => 55,
-        b"strict-transport-security" => 56,
-        b"transfer-encoding" => 57,
-        b"user-agent" => 58,
-        b"vary" => 59,
-        b"via" => 60,
-        b"www-authenticate" => 61,
-        _ => 0,
+    let Some(last) = name.last() else { return 0 };
+    // The length and the last letter leave one name that it could be, or two.
+    let candidates: &[u8] = match (name.len(), last | UPPER_TO_LOWER) {
+        (3, b'a') => &[60],
+        (3, b'e') => &[21],
+        (4, b'e') => &[33],
+        (4, b'g') => &[34],
+        (4, b'k') => &[45],
+        (4, b'm') => &[37],
+        (4, b't') => &[38],
+        (4, b'y') => &[59],
+        (5, b'e') => &[50],
+        (5, b'w') => &[22],
+        (6, b'e') => &[32],
+        (6, b'r') => &[54],
+        (6, b't') => &[19, 35],
+        (7, b'h') => &[52],
+        (7, b'r') => &[51],
+        (7, b's') => &[36],
+        (8, b'e') => &[42],
+        (8, b'h') => &[39],
+        (8, b'n') => &[46],
+        (10, b'e') => &[55],
+        (10, b't') => &[58],
+        (11, b'r') => &[53],
+        (12, b'e') => &[31],
+        (12, b's') => &[47],
+        (13, b'd') => &[44],
+        (13, b'e') => &[30],
+        (13, b'h') => &[41],
+        (13, b'l') => &[24],
+        (13, b'n') => &[23],
+        (13, b's') => &[18],
+        (14, b'h') => &[28],
+        (14, b't') => &[15],
+        (15, b'e') => &[17],
+        (15, b'g') => &[16],
+        (16, b'e') => &[27, 61],
+        (16, b'g') => &[26],
+        (16, b'n') => &[29],
+        (17, b'e') => &[40],
+        (17, b'g') => &[57],
+        (18, b'e') => &[48],
+        (19, b'e') => &[43],
+        (19, b'n') => &[25, 49],
+        (25, b'y') => &[56],
+        (27, b'n') => &[20],
+        _ => &[],
+    };
+    candidates.iter().copied().find(|&index| is_same(name, STATIC[usize::from(index) - 1].0)).unwrap_or(0)
+}
+
+/// The bit between upper and lower case. To set it makes no other byte of a token a letter or a hyphen.
+const UPPER_TO_LOWER: u8 = 0x20;
+
+/// Whether a name is this one of the static table, of the same length, whatever its case; eight bytes at a time.
+fn is_same(name: &[u8], lower: &[u8]) -> bool {
+    let differ = |name: &[u8; 8], lower: &[u8; 8]| {
+        (u64::from_ne_bytes(*name) | u64::from_ne_bytes([UPPER_TO_LOWER; 8])) ^ u64::from_ne_bytes(*lower)
+    };
+    match (name.last_chunk(), lower.last_chunk()) {
+        (Some(last), Some(lower_last)) => {
+            let words = name.as_chunks().0.iter().zip(lower.as_chunks().0);
+            words.fold(differ(last, lower_last), |found, (name, lower)| found | differ(name, lower)) == 0
+        }
+        _ => name.eq_ignore_ascii_case(lower),
     }
 }
 
@@ -199,8 +207,14 @@ mod tests {
     fn every_name_of_the_static_table_is_found() {
         for (index, (name, value)) in STATIC.iter().enumerate().filter(|(_, (name, _))| name[0] != b':') {
             assert_eq!(usize::from(static_name(name)), index + 1);
+            assert_eq!(usize::from(static_name(&name.to_ascii_uppercase())), index + 1);
+            // One letter off, wherever it is.
+            for at in 0..name.len() {
+                let mut other = name.to_vec();
+                other[at] = b'0';
+                assert_eq!(static_name(&other), 0);
+            }
             assert_eq!(line(name, value), [INDEXED | (index + 1) as u8]);
-            assert!(name.len() <= LONGEST);
         }
         assert_eq!(static_name(b"accepts"), 0);
         assert_eq!(static_name(b""), 0);
