@@ -8,13 +8,12 @@ use outrigger_core::{
     model::Endpoint,
     reason::Reason,
 };
-use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
 use super::{Worker, now, reasons::Refusal, tls::ConnectError};
 use crate::{
     discovery::directory::Target,
-    metrics::{Direction, Edge},
+    metrics::{Direction, Edge, Picks},
 };
 
 /// Endpoints that one request or connection tries: enough to get past a host that died, few enough to bound the wait.
@@ -25,7 +24,7 @@ pub(crate) struct Route {
     pub(crate) worker: Rc<Worker>,
     pub(crate) target: Target,
     balancer: Rc<RefCell<Balancer>>,
-    picks: RefCell<HashMap<Arc<str>, Counter>>,
+    picks: RefCell<HashMap<Arc<str>, Picks>>,
 }
 
 impl Route {

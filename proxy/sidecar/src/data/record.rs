@@ -1,7 +1,7 @@
 //! What is counted of a request, and when: at the response's head, or for gRPC, whose outcome is in the trailers, at the
 //! end of its body. The duration is until the head in either case.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use http::{HeaderMap, Response};
 use outrigger_core::reason::Reason;
@@ -20,7 +20,7 @@ const NO_GRPC_STATUS: &str = "none";
 pub(crate) struct Recorder {
     edge: Rc<Edge>,
     outcome: Outcome,
-    seconds: f64,
+    duration: Duration,
 }
 
 impl Recorder {
@@ -32,7 +32,7 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.edge.request(self.outcome, self.seconds);
+        self.edge.request(self.outcome, self.duration);
     }
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn record(
         grpc_status: status.unwrap_or(if in_trailers { NO_GRPC_STATUS } else { "" }),
         reason: reason_of(headers).map_or("", Reason::code),
     };
-    let recorder = Recorder { edge: edge.clone(), outcome, seconds: begun.elapsed().as_secs_f64() };
+    let recorder = Recorder { edge: edge.clone(), outcome, duration: begun.elapsed() };
     if in_trailers { response.map(|body| body.recorded(recorder)) } else { response }
 }
 
