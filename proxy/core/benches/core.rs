@@ -14,9 +14,8 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use outrigger_core::{
     balance::{Balancer, MAX_ENDPOINTS, Outcome},
     detect::detect,
-    headers::{
-        H1Mark, claims_identity, connection_tokens, is_hop_by_hop, is_mesh_internal, misspells_framing,
-    },
+    headers::{claims_identity, connection_tokens, is_hop_by_hop, is_mesh_internal, misspells_framing},
+    mark::H1Mark,
     model::{Endpoint, Health, Port, Protocol, Service},
     resolve::{Knowledge, OutboundDefault, Ranges, resolve},
 };
@@ -127,7 +126,7 @@ fn headers(criterion: &mut Criterion) {
         });
     });
     group.bench_function("the mark of HTTP/1.1", |bencher| {
-        bencher.iter(|| H1Mark::parse(black_box(b"1.1")));
+        bencher.iter(|| H1Mark::request(black_box(b"1.1; case=t")));
     });
     group.finish();
 }

@@ -4,16 +4,14 @@
 //! where `-` and `_` are the same, and older servers so treat every other mark. A name that such a reader could take
 //! for a protected one is protected. The rules hold for trailers as for headers.
 
-use std::fmt;
-
-use crate::{detect::MAX_METHOD, reason::Reason};
+use crate::reason::Reason;
 
 pub use crate::reason::REASON_HEADER;
 
 /// The caller's SPIFFE id, set by the sidecar beside the server from the verified peer; absent if there is none.
 pub const CLIENT_ID_HEADER: &str = "outrigger-client-id";
 
-/// Marks a request between sidecars as HTTP/1.x: [`H1Mark`].
+/// Marks a message between sidecars as HTTP/1.x: [`H1Mark`](crate::mark::H1Mark).
 pub const H1_HEADER: &str = "outrigger-h1";
 
 /// Bytes of a reason's text in the header, at most.
@@ -27,7 +25,7 @@ pub fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn is_token(bytes: &[u8]) -> bool {
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
 }
 
@@ -142,49 +140,6 @@ fn reads_as_prefix(name: &str, canonical: &str) -> bool {
                 expected == b'-'
             }
         })
-}
-
-/// The field `outrigger-h1`: this request was HTTP/1.x and must leave as such.
-///
-/// On the wire `1.0`, `1.1`, or, on the extended CONNECT that carries an upgrade, `1.1; method=<method>` with the
-/// method of the original request. Nothing else is accepted: the field comes from a sidecar or from an attacker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum H1Mark {
-    /// HTTP/1.0.
-    Http10,
-    /// HTTP/1.1.
-    Http11,
-    /// HTTP/1.1, and the method of a request to upgrade.
-    Upgrade {
-        /// A token of at most [`MAX_METHOD`] bytes, not CONNECT.
-        method: String,
-    },
-}
-
-impl H1Mark {
-    /// Reads the field's value; `None`: malformed.
-    pub fn parse(value: &[u8]) -> Option<Self> {
-        match value {
-            b"1.0" => Some(Self::Http10),
-            b"1.1" => Some(Self::Http11),
-            _ => {
-                let method = value.strip_prefix(b"1.1; method=")?;
-                // CONNECT opens a tunnel of its own and has no use for an upgrade.
-                let valid = is_token(method) && method.len() <= MAX_METHOD && method != b"CONNECT";
-                valid.then(|| Self::Upgrade { method: String::from_utf8_lossy(method).into_owned() })
-            }
-        }
-    }
-}
-
-impl fmt::Display for H1Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http10 => f.write_str("1.0"),
-            Self::Http11 => f.write_str("1.1"),
-            Self::Upgrade { method } => write!(f, "1.1; method={method}"),
-        }
-    }
 }
 
 /// The value of [`REASON_HEADER`]: `<component>; <code>; <text>`. Always visible ASCII and spaces: anything else in
@@ -302,23 +257,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_read_strictly() {
-        for value in [
-            "",
-            "1",
-            "1.2",
-            "1.1;method=GET",
-            "1.1; method=",
-            "1.0; method=GET",
-            "1.1; method=CONNECT",
-            "1.1 ",
-            "1.1; method=A B",
-        ] {
-            assert_eq!(H1Mark::parse(value.as_bytes()), None, "{value:?}");
-        }
-    }
-
-    #[test]
     fn a_reason_is_one_line_of_ascii() {
         assert_eq!(
             reason_value("outbound", Reason::ConnectFailed, "10.0.0.1:80: caf\u{e9}\r\nx: y"),
@@ -342,26 +280,6 @@ mod tests {
                 char => char,
             }).collect();
             prop_assert!(claims_identity(&spelled), "{}", spelled);
-        }
-
-        #[test]
-        fn marks_survive_the_wire(method in "[A-Z!a-z0-9-]{1,32}", version in 0..3) {
-            let mark = match version {
-                0 => H1Mark::Http10,
-                1 => H1Mark::Http11,
-                _ => H1Mark::Upgrade { method },
-            };
-            prop_assume!(mark != H1Mark::Upgrade { method: "CONNECT".to_owned() });
-            prop_assert_eq!(H1Mark::parse(mark.to_string().as_bytes()), Some(mark));
-        }
-
-        #[test]
-        fn a_mark_that_is_read_is_written_the_same(
-            value in "1\\.[01](;[ ]?method=[A-Z ;]{0,3})?[ ]?".prop_map(String::into_bytes),
-        ) {
-            if let Some(mark) = H1Mark::parse(&value) {
-                prop_assert_eq!(mark.to_string().into_bytes(), value);
-            }
         }
 
         #[test]

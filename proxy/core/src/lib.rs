@@ -8,9 +8,11 @@
 
 pub mod authority;
 pub mod balance;
+pub mod case;
 pub mod detect;
 pub mod headers;
 pub mod key;
+pub mod mark;
 pub mod model;
 pub mod reason;
 pub mod resolve;

@@ -59,6 +59,10 @@ impl Fields {
     }
 
     /// Appends a line.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the end of the text is checked, and all else is before it"
+    )]
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let start = self.text.len();
         self.text.reserve(name.len() + value.len());
@@ -96,6 +100,11 @@ impl Fields {
     /// Whether there is a line of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.get(name).is_some()
+    }
+
+    /// Drops all lines from `lines` on.
+    pub fn truncate(&mut self, lines: usize) {
+        self.lines.truncate(lines);
     }
 
     /// Keeps the lines for which `keep` says so.

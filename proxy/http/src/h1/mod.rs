@@ -16,7 +16,7 @@ mod write;
 
 use self::chunked::Chunks;
 use self::lines::{Lines, Section};
-pub use self::write::{write_chunk, write_last_chunk, write_request, write_response};
+pub use self::write::{reason_phrase, write_chunk, write_last_chunk, write_request, write_response};
 use crate::fields::Fields;
 use crate::head::{RequestHead, ResponseHead};
 

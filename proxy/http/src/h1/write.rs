@@ -39,7 +39,7 @@ pub fn write_response(head: &ResponseHead, framing: Framing, out: &mut Vec<u8>) 
     out.push(b' ');
     write_number(out, format_args!("{}", head.status));
     out.push(b' ');
-    out.extend_from_slice(head.reason().unwrap_or_else(|| registered_reason(head.status).as_bytes()));
+    out.extend_from_slice(head.reason().unwrap_or_else(|| reason_phrase(head.status).as_bytes()));
     out.extend_from_slice(b"\r\n");
     write_fields(&head.fields, framing, out);
 }
@@ -109,7 +109,7 @@ fn write_number(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 }
 
 /// The phrases that IANA's registry of status codes names.
-fn registered_reason(status: u16) -> &'static str {
+pub fn reason_phrase(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         101 => "Switching Protocols",

@@ -1,6 +1,7 @@
 //! Frames as bytes (RFC 9113, 4 and 6): the header of each, and the small frames written whole.
 //!
 //! What a frame means is decided in [`connection`](super::connection); nothing here knows a state.
+#![allow(clippy::many_single_char_names, reason = "the bytes of a header")]
 
 use super::{Code, StreamId};
 

@@ -2,6 +2,7 @@
 //!
 //! All of it is checked here, before anyone acts: what leaves for an HTTP/1.1 application must not be able to contain another line or
 //! another request. Offenders are *malformed* (8.1.1): a stream error.
+#![allow(clippy::cast_possible_truncation, reason = "a table of all bytes")]
 
 use super::stream::Asked;
 use crate::fields::Fields;
@@ -83,7 +84,7 @@ impl<'a> Request<'a> {
                 b":scheme" => head.scheme().is_none() && is_scheme(value),
                 b":authority" => head.authority().is_none() && is_authority(value),
                 b":path" => head.path().is_none() && is_path(value),
-                b":protocol" => head.protocol().is_none() && is_token(value),
+                b":protocol" => head.protocol().is_none() && is_upgrade_token(value),
                 _ => false,
             };
         match name {
@@ -238,6 +239,11 @@ fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && classes(name) & NO_NAME == 0
 }
 
+/// `name ["/" version]`, as the registry of upgrade tokens has it (RFC 9110, 16.7; RFC 8441, 4).
+fn is_upgrade_token(value: &[u8]) -> bool {
+    value.splitn(2, |&byte| byte == b'/').all(is_token)
+}
+
 fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && classes(text) & NO_TOKEN == 0
 }
@@ -246,10 +252,11 @@ fn is_token(text: &[u8]) -> bool {
 fn is_value(value: &[u8]) -> bool {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let cannot_be = |byte: &u8| matches!(byte, 0 | b'\r' | b'\n');
+    if is_blank(value.first()) || is_blank(value.last()) {
+        return false;
+    }
     // Hardly any value has controls at all, and that is quickly seen.
-    !is_blank(value.first())
-        && !is_blank(value.last())
-        && !(has_control(value) && value.iter().any(cannot_be))
+    !has_control(value) || !value.iter().any(cannot_be)
 }
 
 /// Whether a byte is below 0x20; eight bytes at a time.
@@ -283,7 +290,7 @@ fn is_authority(authority: &[u8]) -> bool {
 
 /// 8.3.1: a path with its query, or the asterisk of OPTIONS; no blanks or controls, which would end it in HTTP/1.1.
 fn is_path(path: &[u8]) -> bool {
-    let bad = path.iter().fold(false, |bad, &byte| bad | (byte <= b' ') | (byte == 0x7f));
+    let bad = path.iter().fold(false, |bad, &byte| bad || (byte <= b' ') || (byte == 0x7f));
     !bad && (path.first() == Some(&b'/') || path == b"*")
 }
 

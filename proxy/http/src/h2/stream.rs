@@ -3,6 +3,7 @@
 //! Only streams that are open or half-closed are kept. "Idle" and "closed" follow from the number: streams are opened in rising order, so
 //! one above the highest is idle, and one below it that is not kept is closed. The one thing that this cannot tell is *why* a stream is
 //! closed, and that matters: after our own reset the peer's frames may still be on their way. [`LateFrames`] knows.
+#![allow(clippy::cast_possible_truncation, reason = "a hasher mixes the halves of a word")]
 
 use super::flow::{ReceiveWindow, SendWindow};
 use super::{Code, StreamId};

@@ -1,6 +1,6 @@
 //! Endpoints for requests and connections: what `outrigger_core::balance` decides, and the bookkeeping around it.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use outrigger_core::{
     balance::{Balancer, Outcome, Token},
@@ -8,7 +8,6 @@ use outrigger_core::{
     model::Endpoint,
     reason::Reason,
 };
-use tokio::time::Instant;
 
 use super::{Worker, now, reasons::Refusal, tls::ConnectError};
 use crate::{

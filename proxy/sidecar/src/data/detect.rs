@@ -2,7 +2,6 @@
 
 use std::{io, time::Duration};
 
-use bytes::BytesMut;
 use outrigger_core::{
     detect::{Detection, detect},
     speaks_first::INCOMPLETE_TIMEOUT,
@@ -45,7 +44,7 @@ impl First {
 /// Losing the future loses no bytes.
 pub(crate) async fn first_bytes(
     stream: &mut TcpStream,
-    buffer: &mut BytesMut,
+    buffer: &mut Vec<u8>,
     patience: Option<Duration>,
 ) -> io::Result<First> {
     if buffer.is_empty() {
@@ -77,7 +76,7 @@ pub(crate) async fn first_bytes(
 /// Appends what there is to `buffer`.
 pub(crate) async fn read_more(
     stream: &mut (impl AsyncRead + Unpin),
-    buffer: &mut BytesMut,
+    buffer: &mut Vec<u8>,
 ) -> io::Result<usize> {
     buffer.reserve(FIRST_BYTES);
     stream.read_buf(buffer).await

@@ -1,398 +1,356 @@
-//! A request between its two codecs: what came in is cleaned once, and goes out as HTTP/2 between sidecars or as the
+//! Heads between their two codecs: what came in is cleaned once, and goes out as HTTP/2 between sidecars or as the
 //! version that the application spoke.
 //!
-//! An HTTP/1.x request travels with the mark `outrigger-h1`, so that the other sidecar can give it out as HTTP/1.x again
-//! (ARCHITECTURE, "The wire"). `host` travels beside `:authority` because its place among the headers is part of what
-//! the application sees; that the two agree is checked on both sides.
+//! A message of HTTP/1.x travels with the mark `outrigger-h1`, so that the other sidecar can give it out as it came
+//! (`outrigger_core::mark`; ARCHITECTURE, "The wire"). `host` travels beside `:authority` because its place among the
+//! headers is part of what the application sees; that the two agree is checked on both sides.
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
-    uri::{Authority, PathAndQuery, Scheme},
-};
-use http_body::Body as _;
-use hyper::{body::Incoming, ext::Protocol, upgrade::OnUpgrade};
 use outrigger_certs::SpiffeId;
 use outrigger_core::{
     authority::request_authority,
+    case::{CaseReader, write_case},
     headers::{
-        CLIENT_ID_HEADER, H1_HEADER, H1Mark, REASON_HEADER, claims_identity, connection_tokens,
-        is_hop_by_hop, is_mesh_internal, is_upgrade_protocol, misspells_framing, te_has_trailers,
-        upgrade_protocol,
+        CLIENT_ID_HEADER, H1_HEADER, REASON_HEADER, claims_identity, connection_tokens, is_hop_by_hop,
+        is_mesh_internal, is_upgrade_protocol, misspells_framing, te_has_trailers, upgrade_protocol,
     },
+    mark::{H1Mark, MAX_REASON_PHRASE, read_reason, write_reason},
     reason::Reason,
 };
+use outrigger_http::{
+    fields::Fields,
+    h1::{Framing, reason_phrase},
+    head::{RequestHead, ResponseHead, Version},
+};
 
-use super::{body::Body, reasons::Refusal};
+use super::reasons::Refusal;
 
 /// The status on the wire of an application that answered 2xx to an upgrade without switching, since 2xx to CONNECT
 /// means that it did. The real one is in `outrigger-h1`.
-const NOT_SWITCHED: StatusCode = StatusCode::UPGRADE_REQUIRED;
+const NOT_SWITCHED: u16 = 426;
 
-/// Introduces the real status of a [`NOT_SWITCHED`] response.
-const STATUS_MARK: &str = "1.1; status=";
-
-const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
-
-/// A request without what was meant for the last hop only.
+/// What the proxy has to remember of a request beside its head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Message {
-    pub(crate) method: Method,
+    /// What the application wrote it in.
     pub(crate) version: Version,
-    authority: Option<Authority>,
-    scheme: Scheme,
-    path: Option<PathAndQuery>,
-    pub(crate) headers: HeaderMap,
-    /// The protocol of an upgrade or of an extended CONNECT.
-    protocol: Option<String>,
-    pub(crate) body: Body,
-    /// Set where bytes follow instead of a body.
-    pub(crate) on_upgrade: Option<OnUpgrade>,
+    pub(crate) is_head: bool,
+    /// CONNECT without a protocol.
+    pub(crate) is_connect: bool,
+    /// An upgrade of HTTP/1.1, or an extended CONNECT: the head's protocol says to what.
+    pub(crate) is_upgrade: bool,
 }
 
 impl Message {
-    /// From an application, or in clear.
-    pub(crate) fn from_application(request: Request<Incoming>) -> Result<Self, Refusal> {
-        Self::new(request, None)
-    }
-
-    /// From a peer's sidecar.
-    pub(crate) fn from_sidecar(request: Request<Incoming>) -> Result<Self, Refusal> {
-        let mark = match request.headers().get(H1_HEADER) {
-            None => None,
-            Some(value) => Some(
-                H1Mark::parse(value.as_bytes()).ok_or_else(|| bad("the mark outrigger-h1 is malformed"))?,
-            ),
-        };
-        Self::new(request, mark)
-    }
-
-    fn new(mut request: Request<Incoming>, mark: Option<H1Mark>) -> Result<Self, Refusal> {
-        let on_upgrade = request.extensions_mut().remove::<OnUpgrade>();
-        let extended = request.extensions_mut().remove::<Protocol>();
-        let (parts, body) = request.into_parts();
-        let (mut headers, uri) = (parts.headers, parts.uri);
-        let tokens = connection_tokens(headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes))
-            .ok_or_else(|| bad("the Connection header is malformed"))?;
-        check_framing(&mut headers).map_err(bad)?;
-        check_target(&parts.method, &uri, extended.is_some()).map_err(bad)?;
-
-        let (mut method, mut version) = (parts.method, parts.version);
-        let mut protocol = extended.as_ref().map(|protocol| protocol.as_str().to_owned());
-        if protocol.as_deref().is_some_and(|protocol| !is_upgrade_protocol(protocol)) {
-            return Err(bad("the extended CONNECT names no protocol that can be carried"));
-        }
-        match mark {
-            None => {}
-            Some(H1Mark::Http10 | H1Mark::Http11) if protocol.is_some() => {
-                return Err(bad("an extended CONNECT is no HTTP/1.x request"));
-            }
-            // HTTP/1.0 has no chunks: its requests have a length, or no body.
-            Some(H1Mark::Http10) if !body.is_end_stream() && !headers.contains_key(CONTENT_LENGTH) => {
-                return Err(bad("a request of HTTP/1.0 has a body of unknown length"));
-            }
-            Some(H1Mark::Http10) => version = Version::HTTP_10,
-            Some(H1Mark::Http11) => version = Version::HTTP_11,
-            Some(H1Mark::Upgrade { method: original }) => {
-                if method != Method::CONNECT || protocol.is_none() {
-                    return Err(bad("the mark outrigger-h1 names an upgrade, but the request is none"));
-                }
-                version = Version::HTTP_11;
-                method = original.parse().map_err(|_| bad("the mark outrigger-h1 names no method"))?;
-            }
-        }
-        if parts.version == Version::HTTP_11 && method != Method::CONNECT && body.is_end_stream() {
-            let upgrade: Vec<&[u8]> = headers.get_all(UPGRADE).iter().map(HeaderValue::as_bytes).collect();
-            protocol = upgrade_protocol(&tokens, &upgrade).map(str::to_owned);
-        }
-
-        let authority = {
-            let hosts: Vec<&[u8]> = headers.get_all(HOST).iter().map(HeaderValue::as_bytes).collect();
-            let required = version == Version::HTTP_11 && method != Method::CONNECT;
-            let target = uri.authority().map(Authority::as_str);
-            let required = required && target.is_none();
-            match request_authority(target, &hosts, required).map_err(|error| bad(&error.to_string()))? {
-                None => None,
-                Some(text) => Some(text.parse().map_err(|_| bad("the request's authority is malformed"))?),
-            }
-        };
-
-        let te = headers.get_all(TE).iter().any(|value| te_has_trailers(value.as_bytes()));
-        strip(&mut headers, |name| {
-            is_hop_by_hop(name, &tokens) || is_mesh_internal(name) || misspells_framing(name)
-        });
-        if te {
-            headers.insert(TE, TRAILERS);
-        }
-        let switches = method == Method::CONNECT || protocol.is_some();
-        let mut body = Body::incoming(body, parts.version);
-        body.edit_trailers(strip_trailers);
-        Ok(Self {
-            method,
-            version,
-            authority,
-            scheme: uri.scheme().cloned().unwrap_or(Scheme::HTTP),
-            path: uri.path_and_query().cloned(),
-            headers,
-            protocol,
-            body,
-            on_upgrade: on_upgrade.filter(|_| switches),
-        })
-    }
-
     /// Whether the application spoke HTTP/1.x.
-    pub(crate) fn is_h1(&self) -> bool {
-        self.version < Version::HTTP_2
+    pub(crate) fn is_h1(self) -> bool {
+        self.version < Version::Http2
     }
 
     /// Whether bytes are to follow instead of a body.
-    pub(crate) fn switches(&self) -> bool {
-        self.on_upgrade.is_some()
+    pub(crate) fn switches(self) -> bool {
+        self.is_connect || self.is_upgrade
     }
 
-    /// Whether HTTP/2 carries the request as extended CONNECT (RFC 8441).
-    pub(crate) fn needs_extended_connect(&self) -> bool {
-        self.switches() && self.protocol.is_some()
+    /// A request from an application, or in clear. Cleans `head`; `framing` is where its body ends, as far as that is
+    /// known.
+    pub(crate) fn from_application(head: &mut RequestHead, framing: Framing) -> Result<Self, Refusal> {
+        receive(head, None, framing)
     }
 
-    /// Whether the request is an HTTP/1.1 upgrade.
-    fn is_upgrade(&self) -> bool {
-        self.is_h1() && self.protocol.is_some()
-    }
-
-    pub(crate) fn path(&self) -> &str {
-        self.path.as_ref().map_or("", PathAndQuery::path)
-    }
-
-    /// Replaces whatever claims to say who the caller is.
-    pub(crate) fn identify(&mut self, peer: Option<&SpiffeId>) {
-        strip(&mut self.headers, claims_identity);
-        self.body.edit_trailers(|trailers| {
-            strip_trailers(trailers);
-            strip(trailers, claims_identity);
-        });
-        if let Some(peer) = peer {
-            let value = HeaderValue::from_str(peer.as_str()).expect("a SPIFFE id is printable ASCII");
-            self.headers.insert(CLIENT_ID_HEADER, value);
+    /// A request from a peer's sidecar.
+    pub(crate) fn from_sidecar(head: &mut RequestHead, framing: Framing) -> Result<Self, Refusal> {
+        let Some(value) = head.fields.get(H1_HEADER) else { return receive(head, None, framing) };
+        // The text is needed while the head changes.
+        let value = value.to_vec();
+        let mark = H1Mark::request(&value).ok_or_else(|| bad("the mark outrigger-h1 is malformed"))?;
+        if let Some(case) = mark.case.and_then(CaseReader::new) {
+            restore_case(&mut head.fields, case);
         }
+        receive(head, Some(mark), framing)
     }
 
-    /// The request to a peer's sidecar. It can be made again while the body is repeatable.
-    pub(crate) fn to_sidecar(&self) -> Request<Body> {
-        let mut request = self.to_h2();
-        let mark = match (self.version, self.is_upgrade()) {
-            (Version::HTTP_10, _) => H1Mark::Http10,
-            (_, true) => H1Mark::Upgrade { method: self.method.to_string() },
-            (_, false) => H1Mark::Http11,
-        };
-        if self.is_h1() {
-            let mark = HeaderValue::from_str(&mark.to_string()).expect("a method is printable ASCII");
-            request.headers_mut().insert(H1_HEADER, mark);
-        }
-        request
-    }
-
-    /// The request as HTTP/2.
-    pub(crate) fn to_h2(&self) -> Request<Body> {
-        let mut request = self.request();
-        let plain_connect = self.method == Method::CONNECT && self.protocol.is_none();
-        let mut parts = http::uri::Parts::default();
-        parts.authority.clone_from(&self.authority);
-        if !plain_connect {
-            parts.path_and_query.clone_from(&self.path);
-            parts.scheme = parts.authority.is_some().then(|| self.scheme.clone());
-        }
-        // Without an authority the target is a path, which h2 takes from HTTP/1.x requests only.
-        let relative = parts.authority.is_none();
-        *request.version_mut() = if relative { Version::HTTP_11 } else { Version::HTTP_2 };
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        if self.switches()
-            && let Some(protocol) = &self.protocol
-        {
-            *request.method_mut() = Method::CONNECT;
-            request.extensions_mut().insert(Protocol::from(protocol.as_str()));
-        }
-        request
-    }
-
-    /// The request as HTTP/1.x.
-    pub(crate) fn to_h1(&self) -> Request<Body> {
-        let mut request = self.request();
-        *request.version_mut() = self.version.min(Version::HTTP_11);
-        let mut parts = http::uri::Parts::default();
-        if self.method == Method::CONNECT {
-            parts.authority.clone_from(&self.authority);
+    /// Whether a response from the application or a peer says that bytes follow.
+    pub(crate) fn has_switched(self, answer: &ResponseHead) -> bool {
+        if self.is_upgrade && self.is_h1() && answer.version < Version::Http2 {
+            answer.status == 101
         } else {
-            parts.path_and_query.clone_from(&self.path);
-        }
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        if let Some(authority) = &self.authority
-            && !self.headers.contains_key(HOST)
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            request.headers_mut().insert(HOST, host);
-        }
-        // hyper takes a GET or HEAD without either for one without a body, and would drop it.
-        if !request.body().is_end_stream() && !self.headers.contains_key(CONTENT_LENGTH) && !self.switches() {
-            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        if self.switches()
-            && let Some(protocol) = self.protocol.as_deref().filter(|_| self.method != Method::CONNECT)
-            && let Ok(protocol) = HeaderValue::from_str(protocol)
-        {
-            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(UPGRADE, protocol);
-        }
-        request
-    }
-
-    fn request(&self) -> Request<Body> {
-        let mut request = Request::new(self.body.again());
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-
-    /// Whether a response from HTTP/1.x or HTTP/2 says that bytes follow.
-    pub(crate) fn has_switched(&self, response: &Response<Incoming>) -> bool {
-        if !self.switches() {
-            return false;
-        }
-        let upgraded = self.is_upgrade() && response.version() < Version::HTTP_2;
-        if upgraded {
-            response.status() == StatusCode::SWITCHING_PROTOCOLS
-        } else {
-            response.status().is_success()
-        }
-    }
-
-    /// Makes the answer that says to the caller that bytes follow. `to_sidecar`: the caller is one.
-    pub(crate) fn switched(&self, head: &mut http::response::Parts, to_sidecar: bool) {
-        head.headers.remove(CONTENT_LENGTH);
-        if self.is_upgrade() && !to_sidecar {
-            head.status = StatusCode::SWITCHING_PROTOCOLS;
-            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            if let Some(Ok(protocol)) = self.protocol.as_deref().map(HeaderValue::from_str) {
-                head.headers.insert(UPGRADE, protocol);
-            }
-        } else if self.is_upgrade() {
-            head.status = StatusCode::OK;
-        }
-    }
-
-    /// An answer without a switch to a peer's sidecar: 2xx would be taken for one.
-    pub(crate) fn not_switched(&self, head: &mut http::response::Parts) {
-        if self.is_upgrade() && head.status.is_success() {
-            let mark = format!("{STATUS_MARK}{}", head.status.as_u16());
-            head.headers.insert(H1_HEADER, HeaderValue::from_str(&mark).expect("printable ASCII"));
-            head.status = NOT_SWITCHED;
+            self.switches() && (200..300).contains(&answer.status)
         }
     }
 }
 
-fn bad(text: &str) -> Refusal {
-    Refusal::new(Reason::BadRequest, text)
-}
-
-/// Refuses messages whose end two readers could see in two places (RFC 9112, 6.3), and makes several equal lengths
-/// one. Transfer codings are stripped on the way; one that is not just the framing would be missing from the body.
-pub(crate) fn check_framing(headers: &mut HeaderMap) -> Result<(), &'static str> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let coding = codings.next();
-    if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
-        || codings.next().is_some()
+fn receive(head: &mut RequestHead, mark: Option<H1Mark<'_>>, framing: Framing) -> Result<Message, Refusal> {
+    let tokens = connection_tokens(head.fields.get_all("connection"))
+        .ok_or_else(|| bad("the Connection header is malformed"))?;
+    let is_connect = head.method() == b"CONNECT";
+    let mut message = Message {
+        version: head.version,
+        is_head: head.method() == b"HEAD",
+        is_connect: is_connect && head.protocol().is_none(),
+        is_upgrade: head.protocol().is_some(),
+    };
+    check_target(head, message.is_connect).map_err(bad)?;
+    if let Some(protocol) = head.protocol()
+        && !str::from_utf8(protocol).is_ok_and(is_upgrade_protocol)
     {
-        return Err("the transfer coding is not just chunked");
+        return Err(bad("the extended CONNECT names no protocol that can be carried"));
     }
-    let mut length = None;
-    for line in headers.get_all(CONTENT_LENGTH) {
-        for value in line.as_bytes().split(|byte| *byte == b',') {
-            let value = parse_length(value.trim_ascii()).ok_or("the content length is malformed")?;
-            if length.is_some_and(|length| length != value) {
-                return Err("there are different content lengths");
+    match mark {
+        None => {}
+        Some(H1Mark { method: Some(method), is_http10: false, .. }) => {
+            if !message.is_upgrade {
+                return Err(bad("the mark outrigger-h1 names an upgrade, but the request is none"));
             }
-            length = Some(value);
+            message.version = Version::Http11;
+            head.set_method(method);
+        }
+        Some(_) if message.is_upgrade => return Err(bad("an extended CONNECT is no HTTP/1.x request")),
+        // HTTP/1.0 has no chunks: its requests have a length, or no body.
+        Some(H1Mark { is_http10: true, .. })
+            if framing != Framing::Empty && !head.fields.contains("content-length") =>
+        {
+            return Err(bad("a request of HTTP/1.0 has a body of unknown length"));
+        }
+        Some(mark) => {
+            message.version = if mark.is_http10 { Version::Http10 } else { Version::Http11 };
         }
     }
-    if coding.is_some() && length.is_some() {
-        return Err("there are a content length and a transfer coding");
+    if head.version == Version::Http11 && !is_connect && framing == Framing::Empty && !tokens.is_empty() {
+        let upgrade: Vec<&[u8]> = head.fields.get_all("upgrade").collect();
+        let protocol = upgrade_protocol(&tokens, &upgrade).map(|protocol| protocol.as_bytes().to_vec());
+        message.is_upgrade = protocol.is_some();
+        head.set_protocol(protocol.as_deref());
     }
-    if let Some(length) = length {
-        headers.insert(CONTENT_LENGTH, length.into());
+    settle_authority(head, message)?;
+    let te = head.fields.get_all("te").any(te_has_trailers);
+    strip(&mut head.fields, |name| {
+        is_hop_by_hop(name, &tokens) || is_mesh_internal(name) || misspells_framing(name)
+    });
+    if te {
+        head.fields.push(b"te", b"trailers");
+    }
+    Ok(message)
+}
+
+/// Leaves one authority in the head, that of the target or of Host, if there is any.
+fn settle_authority(head: &mut RequestHead, message: Message) -> Result<(), Refusal> {
+    let lines = {
+        let mut lines = head.fields.get_all("host");
+        [lines.next(), lines.next()]
+    };
+    let both;
+    let hosts: &[&[u8]] = match &lines {
+        [Some(one), Some(other)] => {
+            both = [*one, *other];
+            &both
+        }
+        [one, _] => one.as_slice(),
+    };
+    let target = match head.authority().map(str::from_utf8) {
+        None => None,
+        Some(Ok(target)) => Some(target),
+        Some(Err(_)) => return Err(bad("the request's authority is malformed")),
+    };
+    let required = message.version == Version::Http11 && !message.is_connect && target.is_none();
+    let authority = request_authority(target, hosts, required).map_err(|error| bad(&error.to_string()))?;
+    let from_host = authority.filter(|_| target.is_none()).map(|authority| authority.as_bytes().to_vec());
+    if from_host.is_some() {
+        head.set_authority(from_host.as_deref());
     }
     Ok(())
 }
 
-fn parse_length(value: &[u8]) -> Option<u64> {
-    // `parse` would take a sign.
-    let digits = value.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
-}
-
 /// Whether a request's target has the form of its method: authority form is CONNECT's, and CONNECT has no other
 /// (RFC 9112, 3.2.3) but for RFC 8441's.
-fn check_target(method: &Method, uri: &Uri, extended: bool) -> Result<(), &'static str> {
-    let plain_connect = *method == Method::CONNECT && !extended;
-    if plain_connect && (uri.authority().is_none() || uri.path_and_query().is_some()) {
+fn check_target(head: &RequestHead, is_connect: bool) -> Result<(), &'static str> {
+    if is_connect && (head.authority().is_none() || head.path().is_some()) {
         return Err("the target of CONNECT is no authority");
     }
-    if !plain_connect && uri.path_and_query().is_none() {
+    if !is_connect && head.path().is_none() {
         return Err("the request's target has no path");
     }
     Ok(())
 }
 
-/// The answer to a request whose body could not be read, which is nobody's fault but its sender's.
-pub(crate) fn broken_body() -> Refusal {
-    bad("the request's body is malformed or broke off")
+/// Replaces whatever claims to say who the caller is.
+pub(crate) fn identify(fields: &mut Fields, peer: Option<&SpiffeId>) {
+    strip(fields, claims_identity);
+    if let Some(peer) = peer {
+        fields.push(CLIENT_ID_HEADER.as_bytes(), peer.as_str().as_bytes());
+    }
+}
+
+/// Hands `write` the head as it goes to a peer's sidecar.
+pub(crate) fn to_sidecar<T>(
+    message: Message,
+    head: &mut RequestHead,
+    write: impl FnOnce(&RequestHead) -> T,
+) -> T {
+    let lines = head.fields.len();
+    if message.is_h1() {
+        let mut mark = Vec::with_capacity(32);
+        mark.extend_from_slice(if message.version == Version::Http10 { b"1.0" } else { b"1.1" });
+        if message.is_upgrade {
+            mark.extend_from_slice(b"; method=");
+            mark.extend_from_slice(head.method());
+        }
+        mark_case(&head.fields, &mut mark);
+        head.fields.push(H1_HEADER.as_bytes(), &mark);
+    }
+    let written = to_h2(message, head, write);
+    head.fields.truncate(lines);
+    written
+}
+
+/// Hands `write` the head as it goes to an application or endpoint of HTTP/2.
+pub(crate) fn to_h2<T>(message: Message, head: &mut RequestHead, write: impl FnOnce(&RequestHead) -> T) -> T {
+    if !message.is_upgrade {
+        return write(head);
+    }
+    let method = head.method().to_vec();
+    head.set_method(b"CONNECT");
+    let written = write(head);
+    head.set_method(&method);
+    written
+}
+
+/// Hands `write` the head as it goes to an application or endpoint of HTTP/1.x.
+pub(crate) fn to_h1<T>(message: Message, head: &mut RequestHead, write: impl FnOnce(&RequestHead) -> T) -> T {
+    if let Some(authority) = head.authority()
+        && !head.fields.contains("host")
+    {
+        // First, as RFC 9110, 7.2 recommends. It may stay: it says what the authority says.
+        let authority = authority.to_vec();
+        head.fields.insert(0, b"Host", &authority);
+    }
+    let lines = head.fields.len();
+    if message.is_upgrade
+        && let Some(protocol) = head.protocol()
+    {
+        let protocol = protocol.to_vec();
+        head.fields.push(b"Connection", b"upgrade");
+        head.fields.push(b"Upgrade", &protocol);
+    }
+    let version = std::mem::replace(&mut head.version, message.version.min(Version::Http11));
+    let written = write(head);
+    head.version = version;
+    head.fields.truncate(lines);
+    written
 }
 
 /// Cleans the head of a response from an application, or from an endpoint without a sidecar.
-pub(crate) fn clean_response(head: &mut http::response::Parts) -> Result<(), Refusal> {
+pub(crate) fn clean_response(head: &mut ResponseHead) -> Result<(), Refusal> {
     clean(head, false)
 }
 
-/// Cleans the head of a response from a peer's sidecar: its reason passes.
-pub(crate) fn clean_sidecar_response(head: &mut http::response::Parts) -> Result<(), Refusal> {
-    let status = head
-        .headers
-        .get(H1_HEADER)
-        .filter(|_| head.status == NOT_SWITCHED)
-        .and_then(|mark| mark.to_str().ok()?.strip_prefix(STATUS_MARK)?.parse().ok());
-    if let Some(status) = status {
-        head.status = status;
+/// Cleans the head of a response from a peer's sidecar: its reason passes, and the mark is obeyed.
+pub(crate) fn clean_sidecar_response(head: &mut ResponseHead) -> Result<(), Refusal> {
+    if let Some(value) = head.fields.get(H1_HEADER) {
+        let value = value.to_vec();
+        let mark = H1Mark::response(&value).ok_or_else(|| {
+            Refusal::new(Reason::UpstreamProtocol, "the peer's mark outrigger-h1 is malformed")
+        })?;
+        if let Some(status) = mark.status.filter(|_| head.status == NOT_SWITCHED) {
+            head.status = status;
+        }
+        if let Some(case) = mark.case.and_then(CaseReader::new) {
+            restore_case(&mut head.fields, case);
+        }
+        if let Some(reason) = mark.reason {
+            head.set_reason(Some(&read_reason(reason)));
+        }
     }
     clean(head, true)
 }
 
-fn clean(head: &mut http::response::Parts, keep_reason: bool) -> Result<(), Refusal> {
-    check_framing(&mut head.headers).map_err(|error| {
-        Refusal::new(Reason::UpstreamProtocol, format!("the application's response is refused: {error}"))
+fn clean(head: &mut ResponseHead, keep_reason: bool) -> Result<(), Refusal> {
+    let tokens = connection_tokens(head.fields.get_all("connection")).ok_or_else(|| {
+        Refusal::new(Reason::UpstreamProtocol, "the response's Connection header is malformed")
     })?;
-    let tokens = connection_tokens(head.headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes))
-        .ok_or_else(|| {
-            Refusal::new(Reason::UpstreamProtocol, "the response's Connection header is malformed")
-        })?;
-    strip(&mut head.headers, |name| {
-        is_hop_by_hop(name, &tokens) || (is_mesh_internal(name) && !(keep_reason && name == REASON_HEADER))
+    strip(&mut head.fields, |name| {
+        is_hop_by_hop(name, &tokens)
+            || (is_mesh_internal(name) && !(keep_reason && name.eq_ignore_ascii_case(REASON_HEADER)))
     });
-    head.version = Version::HTTP_11;
     Ok(())
 }
 
+/// Hands `write` a response as it goes to a peer's sidecar whose request had the mark.
+pub(crate) fn response_to_sidecar(
+    message: Message,
+    switched: bool,
+    head: &mut ResponseHead,
+    write: impl FnOnce(&ResponseHead),
+) {
+    if !message.is_h1() {
+        return write(head);
+    }
+    let mut mark = b"1.1".to_vec();
+    let status = head.status;
+    if message.is_upgrade && switched {
+        head.status = 200;
+    } else if message.is_upgrade && (200..300).contains(&status) {
+        mark.extend_from_slice(b"; status=");
+        mark.extend_from_slice(status.to_string().as_bytes());
+        head.status = NOT_SWITCHED;
+    }
+    mark_case(&head.fields, &mut mark);
+    if let Some(reason) = head.reason()
+        && reason != reason_phrase(status).as_bytes()
+        && reason.len() <= MAX_REASON_PHRASE
+    {
+        mark.extend_from_slice(b"; reason=");
+        write_reason(reason, &mut mark);
+    }
+    let lines = head.fields.len();
+    head.fields.push(H1_HEADER.as_bytes(), &mark);
+    write(head);
+    head.fields.truncate(lines);
+    head.status = status;
+}
+
 /// Fields that frame a message, name who it is for, or say who sent it are no trailers (RFC 9110, 6.5.1).
-pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
-    let framing = [CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
+/// `inbound`: to an application that trusts what the proxy says of its caller.
+pub(crate) fn clean_trailers(trailers: &mut Fields, inbound: bool) {
     strip(trailers, |name| {
         is_hop_by_hop(name, &[])
             || is_mesh_internal(name)
             || misspells_framing(name)
-            || framing.iter().any(|field| field == name)
+            || name.eq_ignore_ascii_case("content-length")
+            || name.eq_ignore_ascii_case("host")
+            || (inbound && claims_identity(name))
     });
 }
 
-fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
-    for name in names {
-        headers.remove(name);
+fn mark_case(fields: &Fields, mark: &mut Vec<u8>) {
+    let before = mark.len();
+    mark.extend_from_slice(b"; case=");
+    let begin = mark.len();
+    write_case(fields.iter().map(|(name, _)| name), mark);
+    // Nothing to say: lower case is what HTTP/2 has.
+    if mark.len() == begin || mark[begin..] == *b"l" {
+        mark.truncate(before);
     }
+}
+
+fn restore_case(fields: &mut Fields, mut case: CaseReader<'_>) {
+    for at in 0..fields.len() {
+        // The mark itself was not there when the case was written.
+        if fields.name_mut(at) != H1_HEADER.as_bytes() {
+            case.apply(fields.name_mut(at));
+        }
+    }
+}
+
+fn strip(fields: &mut Fields, unwanted: impl Fn(&str) -> bool) {
+    // The codecs let tokens pass only, which are ASCII.
+    fields.retain(|name, _| !str::from_utf8(name).is_ok_and(&unwanted));
+}
+
+pub(crate) fn bad(text: &str) -> Refusal {
+    Refusal::new(Reason::BadRequest, text)
+}
+
+/// The answer to a request whose body could not be read, which is nobody's fault but its sender's.
+pub(crate) fn broken_body() -> Refusal {
+    bad("the request's body is malformed or broke off")
 }

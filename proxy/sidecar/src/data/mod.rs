@@ -1,29 +1,34 @@
 //! The path of a connection through one worker thread.
 //!
-//! - outbound: `accept` (here) -> resolve -> `detect` -> balance -> connect (`outbound`, then `pool`, `tls`, `apps`)
-//! - inbound: `accept` (here) -> handshake (`tls`) -> authorize -> forward (`inbound`)
+//! - outbound: `accept` (here) -> resolve -> `detect` -> balance -> connect (`outbound`; for requests `exchange`)
+//! - inbound: `accept` (here) -> handshake (`tls`, `session`) -> authorize -> forward (`inbound`; for requests `exchange`)
 //!
-//! HTTP goes through `http` (the servers), `message` (a request between its codecs) and `upgrade`; bytes go through
-//! `relay`; refusals are made in `reasons`. Everything on a thread is in [`Worker`], in `Rc` and cells. Each connection
-//! is a task, and a panic in it ends that connection only.
+//! What a connection turns out to be is in `serve`: HTTP (`h1`, `h2`) or bytes (`relay`), each above a `wire`. A request is an
+//! `exchange` between two `leg`s; `message` cleans its heads, `pool` and `apps` keep the connections to endpoints, and
+//! the `turn` of the run queue sends what was written. Refusals are made in `reasons`.
+//!
+//! Everything on a thread is in [`Worker`], in `Rc` and cells. Each connection is a task, requests are not; a panic
+//! ends the exchange or the connection that it is in, only.
 
 mod apps;
 mod balance;
-mod body;
 mod detect;
-mod http;
+mod exchange;
+mod exchanges;
+mod h1;
+mod h2;
 mod inbound;
+mod leg;
 mod message;
 mod outbound;
-mod patient;
 mod pool;
 mod reasons;
-mod record;
 mod relay;
-mod request;
-mod stream;
+mod serve;
+mod session;
 mod tls;
-mod upgrade;
+mod turn;
+mod wire;
 
 use std::{
     cell::{Cell, RefCell},
@@ -33,28 +38,38 @@ use std::{
     panic::AssertUnwindSafe,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
 use outrigger_core::{balance::Balancer, speaks_first::Memory};
+use outrigger_http::{fields::Fields, h2::Heads, head::RequestHead};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::Notify,
     task::spawn_local,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
-use self::{apps::Apps, http::Validity, pool::Pool};
+use self::{
+    apps::Apps,
+    exchanges::Exchanges,
+    pool::Pool,
+    serve::{Connection, Next},
+    session::Gate,
+    turn::Turn,
+};
 use crate::{
+    config::ConfigDuration,
     context::Context,
-    drain::Phase,
+    drain::{Phase, Side, Work},
     metrics::{Direction, Edge},
     workers::Listeners,
 };
 
-/// Between two rounds of the worker's own chores.
-const TICK: Duration = Duration::from_secs(1);
+/// Between two rounds of the worker's own chores, at most and at least. Time-outs are as precise as that, or as a quarter
+/// of the shortest of them.
+const TICK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(10));
 
 /// How long `accept` pauses when the process is out of descriptors or memory: at first, and at most. Long enough not to
 /// spin, short enough to recover within a second of a release.
@@ -77,14 +92,33 @@ pub(crate) struct Worker {
     pub(crate) outbound_memory: RefCell<Memory<(Arc<str>, u16)>>,
     /// The same, by the workload's own port.
     pub(crate) inbound_memory: RefCell<Memory<u16>>,
+    pub(crate) exchanges: Exchanges,
+    pub(crate) turn: Turn,
+    /// Admits handshakes.
+    pub(crate) gate: Gate,
+    /// Heads that HTTP/2 connections read into.
+    pub(crate) heads: RefCell<Heads>,
+    /// Heads and trailers that HTTP/1.x connections read into.
+    pub(crate) spare_request: RefCell<RequestHead>,
+    pub(crate) spare_trailers: RefCell<Fields>,
+    pub(crate) no_trailers: Fields,
+    /// Connections that are served, looked at now and then.
+    served: RefCell<Listed>,
+    busy: [RefCell<(usize, Option<Work>)>; 2],
     balancers: RefCell<HashMap<Arc<str>, Rc<RefCell<Balancer>>>>,
     edges: RefCell<HashMap<EdgeKey, Rc<Edge>>>,
     identity: RefCell<Identity>,
-    /// Counts up when credentials change or a second has passed: connections look whether they are out of date.
-    ticks: watch::Sender<u64>,
-    leaving: watch::Sender<bool>,
+    leaving: Cell<bool>,
+    /// Connections to endpoints that have left their pool and still serve.
+    retired: RefCell<Vec<Rc<h2::H2>>>,
     connections: Cell<usize>,
     connection_ended: Notify,
+}
+
+#[derive(Default)]
+struct Listed {
+    places: Vec<Option<Connection>>,
+    free: Vec<usize>,
 }
 
 type EdgeKey = (bool, Arc<str>, Option<Arc<str>>);
@@ -116,6 +150,7 @@ pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
         worker.listen(Direction::Inbound, move |l| &l.inbounds[at].1, serve);
     }
     let chores = worker.clone().chores();
+    let turns = worker.clone().turns();
     let over = async {
         worker.ctx.drain.reached(Phase::Outbound).await;
         tokio::select! {
@@ -129,6 +164,7 @@ pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
     };
     tokio::select! {
         () = chores => {}
+        () = turns => {}
         () = over => {}
     }
 }
@@ -143,11 +179,20 @@ impl Worker {
             rng: RefCell::new(fastrand::Rng::new()),
             outbound_memory: RefCell::default(),
             inbound_memory: RefCell::default(),
+            exchanges: Exchanges::default(),
+            turn: Turn::default(),
+            gate: Gate::default(),
+            heads: RefCell::default(),
+            spare_request: RefCell::default(),
+            spare_trailers: RefCell::default(),
+            no_trailers: Fields::default(),
+            served: RefCell::default(),
+            busy: Default::default(),
             balancers: RefCell::default(),
             edges: RefCell::default(),
             identity: RefCell::default(),
-            ticks: watch::Sender::new(0),
-            leaving: watch::Sender::new(false),
+            leaving: Cell::new(false),
+            retired: RefCell::default(),
             connections: Cell::new(0),
             connection_ended: Notify::new(),
         }
@@ -170,7 +215,7 @@ impl Worker {
         listener: impl Fn(&Listeners) -> &TcpListener + 'static,
         serve: impl Fn(Rc<Self>, TcpStream) -> F + 'static,
     ) where
-        F: Future<Output = ()> + 'static,
+        F: Future<Output = Next> + 'static,
     {
         let worker = self.clone();
         self.spawn(async move {
@@ -204,22 +249,24 @@ impl Worker {
         stream: TcpStream,
         serve: &impl Fn(Rc<Self>, TcpStream) -> F,
     ) where
-        F: Future<Output = ()> + 'static,
+        F: Future<Output = Next> + 'static,
     {
         let metrics = &self.ctx.metrics;
         let Some(admission) = metrics.admit(self.ctx.config.limits.connections as usize) else {
             metrics.refused(direction, outrigger_core::reason::Reason::Overloaded.code());
-            stream::reset_on_close(&stream);
+            wire::reset_on_close(&stream);
             return;
         };
         tls::configure(&stream, &self.ctx.config.timeouts);
         let open = metrics.connection(direction, "accepted");
         self.connections.set(self.connections.get() + 1);
         let ended = Ended(self.clone());
-        let serve = serve(self.clone(), stream);
+        // Boxed, so that what found out what it is does not stay part of the task.
+        let serve = Box::pin(serve(self.clone(), stream));
+        let worker = self.clone();
         self.spawn(async move {
             let _guards = (admission, open, ended);
-            serve.await;
+            serve.await.run(worker).await;
         });
     }
 
@@ -230,45 +277,107 @@ impl Worker {
         }
     }
 
-    /// What has to be done about once a second, for ever.
+    /// What has to be done now and then, for ever.
     async fn chores(self: Rc<Self>) {
+        let pace = self.pace();
+        let mut phase = Phase::Serving;
         loop {
-            self.pool.sweep(&self);
-            self.apps.sweep();
+            self.notice_leaving();
+            let now = self.clock();
+            self.sweep_served(now);
+            for key in self.exchanges.keys() {
+                self.with(key, |exchange, worker| exchange.sweep(worker, key, now));
+            }
+            self.exchanges.sweep();
+            self.pool.sweep(&self, now);
+            self.retired.borrow_mut().retain(|connection| {
+                connection.sweep(&self, now);
+                connection.is_alive()
+            });
+            self.apps.sweep(now);
             self.balancers.borrow_mut().retain_used(MAX_KEPT);
             self.edges.borrow_mut().retain_used(MAX_KEPT);
-            self.ticks.send_modify(|ticks| *ticks += 1);
-            self.notice_leaving();
+            let next = match phase {
+                Phase::Serving => Phase::Inbound,
+                Phase::Inbound => Phase::Outbound,
+                Phase::Outbound | Phase::Now => Phase::Now,
+            };
             tokio::select! {
-                () = sleep(TICK) => {}
-                () = self.ctx.drain.reached(Phase::Inbound), if !self.is_leaving() => {}
+                () = sleep(pace) => {}
+                () = self.ctx.drain.reached(next), if phase < Phase::Now => phase = self.ctx.drain.phase(),
             }
         }
     }
 
+    /// How often time-outs are looked at.
+    fn pace(&self) -> Duration {
+        let timeouts = &self.ctx.config.timeouts;
+        let all = [
+            timeouts.request,
+            timeouts.idle,
+            timeouts.headers,
+            timeouts.ping_interval,
+            timeouts.ping_timeout,
+        ];
+        let shortest = all.into_iter().filter_map(ConfigDuration::enabled).min().unwrap_or(TICK.0);
+        (shortest / 4).clamp(TICK.1, TICK.0)
+    }
+
+    fn sweep_served(&self, now: Instant) {
+        let count = self.served.borrow().places.len();
+        for at in 0..count {
+            let connection = self.served.borrow().places.get(at).cloned().flatten();
+            if let Some(connection) = connection {
+                connection.sweep(self, now);
+            }
+        }
+        let mut served = self.served.borrow_mut();
+        if served.free.len() == served.places.len() {
+            *served = Listed::default();
+        }
+    }
+
+    /// Has a connection looked at now and then, while the guard lives.
+    pub(crate) fn list(self: &Rc<Self>, connection: Connection) -> ListGuard {
+        let mut served = self.served.borrow_mut();
+        let at = served.free.pop().unwrap_or_else(|| {
+            served.places.push(None);
+            served.places.len() - 1
+        });
+        served.places[at] = Some(connection);
+        ListGuard { worker: self.clone(), at }
+    }
+
+    /// Looks after a connection to an endpoint until it has ended, outside of its pool.
+    pub(crate) fn retire(&self, connection: &Rc<h2::H2>) {
+        connection.retire(self);
+        self.retired.borrow_mut().push(connection.clone());
+    }
+
+    /// Counts a piece of work for the drain, while the guard lives. Threads meet only when one begins or stops to be
+    /// busy.
+    pub(crate) fn busy(self: &Rc<Self>, side: Side) -> Busy {
+        let mut busy = self.busy[side as usize].borrow_mut();
+        if busy.0 == 0 {
+            busy.1 = Some(self.ctx.drain.work(side));
+        }
+        busy.0 += 1;
+        Busy { worker: self.clone(), side }
+    }
+
     fn notice_leaving(&self) {
-        let leaving = self.ctx.inbound.load().terminating || self.ctx.drain.phase() >= Phase::Inbound;
-        self.leaving.send_if_modified(|current| std::mem::replace(current, leaving) != leaving);
+        self.leaving.set(self.ctx.inbound.load().terminating || self.ctx.drain.phase() >= Phase::Inbound);
     }
 
     /// Whether the workload is about to end.
     pub(crate) fn is_leaving(&self) -> bool {
-        *self.leaving.borrow()
+        self.leaving.get()
     }
 
-    /// Waits until the workload is about to end.
-    pub(crate) async fn leaving(&self) {
-        // The sender lives in `self`.
-        let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
-    }
-
-    /// Waits until a mutual TLS connection has to move to new credentials.
-    pub(crate) async fn outdated(&self, validity: Validity) {
-        let mut ticks = self.ticks.subscribe();
-        while validity.epoch == self.identity().1 && !http::ends_soon(validity) {
-            // The sender lives in `self`.
-            let _ = ticks.changed().await;
-        }
+    /// The time.
+    #[expect(clippy::unused_self, reason = "whose time it is may matter one day")]
+    pub(crate) fn clock(&self) -> Instant {
+        Instant::now()
     }
 
     /// Our own SPIFFE id, and the trust bundle's epoch.
@@ -316,6 +425,39 @@ impl Drop for Ended {
     }
 }
 
+/// A connection on the worker's list.
+pub(crate) struct ListGuard {
+    worker: Rc<Worker>,
+    at: usize,
+}
+
+impl Drop for ListGuard {
+    fn drop(&mut self) {
+        let mut served = self.worker.served.borrow_mut();
+        let connection = served.places[self.at].take();
+        served.free.push(self.at);
+        drop(served);
+        // Outside of the borrow: it may be the last handle.
+        drop(connection);
+    }
+}
+
+/// A piece of work that is under way.
+pub(crate) struct Busy {
+    worker: Rc<Worker>,
+    side: Side,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut busy = self.worker.busy[self.side as usize].borrow_mut();
+        busy.0 -= 1;
+        if busy.0 == 0 {
+            busy.1 = None;
+        }
+    }
+}
+
 trait RetainUsed {
     /// Drops what nobody holds, once there is more than `most`.
     fn retain_used(&mut self, most: usize);
@@ -331,7 +473,7 @@ impl<K, V> RetainUsed for HashMap<K, Rc<V>> {
 
 /// The time that the decisions in `outrigger_core` are given.
 pub(crate) fn now() -> std::time::Instant {
-    Instant::now().into_std()
+    Instant::now()
 }
 
 /// What tells this host from others with the same identity; the same for all threads.

@@ -4,9 +4,8 @@
 //! The original destination decides the service before a byte is read; the bytes decide how it is carried, and only
 //! where the port's hint does not.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, rc::Rc, time::Duration};
 
-use bytes::BytesMut;
 use outrigger_core::{
     detect::Detection,
     key::Alpn,
@@ -14,22 +13,21 @@ use outrigger_core::{
     resolve::{Knowledge, Resolution, resolve},
     speaks_first::{self, Plan, plan},
 };
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::net::TcpStream;
 
 use super::{
-    Worker,
+    Next, Worker,
     balance::{Attempt, MAX_ATTEMPTS, Route},
-    detect::{First, first_bytes, read_more},
-    http::{Handler, Version, refuse, serve},
+    detect::{First, first_bytes},
     now,
     reasons::Refusal,
-    relay::{Ended, relay},
-    stream::{Rewind, Stream},
+    relay::Relay,
+    serve::{Handler, Version, refuse, serve},
     tls::{self, ConnectError},
+    wire::{Wire, reset_on_close},
 };
 use crate::{
     discovery::directory::Target,
-    drain::Side,
     metrics::{Direction, OpenGuard},
 };
 
@@ -37,12 +35,12 @@ use crate::{
 const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 
 /// A redirected connection.
-pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) {
+pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) -> Next {
     let original = match outrigger_intercept::original_destination(&stream) {
         Ok(original) => original,
         Err(error) => {
             tracing::warn!(%error, "cannot read a connection's original destination");
-            return stream_reset(stream);
+            return reset(&stream);
         }
     };
     let Some(address) = original.filter(|address| !worker.listeners.contains(*address)) else {
@@ -58,36 +56,37 @@ pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) {
             if audit {
                 tracing::info!(%address, "passed to a destination outside the mesh");
             }
-            pass_through(&worker, stream, address).await;
+            pass_through(&worker, stream, address).await
         }
         Resolution::Refuse(reason) => {
-            refuse_connection(&worker, stream, Refusal::new(reason, address.to_string())).await;
+            refuse_connection(&worker, stream, Refusal::new(reason, address.to_string())).await
         }
     }
 }
 
 /// A connection to an explicit upstream.
-pub(crate) async fn upstream(worker: Rc<Worker>, stream: TcpStream, at: usize) {
+pub(crate) async fn upstream(worker: Rc<Worker>, stream: TcpStream, at: usize) -> Next {
     let upstream = &worker.listeners.upstreams[at].0;
-    let Some((service, port)) = upstream.target() else { return };
+    let Some((service, port)) = upstream.target() else { return Next::Done };
     let reason = match worker.ctx.directory.resolve_service(service, port).await {
         Knowledge::Found(target) => return carry(worker, stream, target).await,
         Knowledge::NotFound => Reason::NoSuchDestination,
         Knowledge::Silent => Reason::DiscoveryUnavailable,
     };
-    refuse_connection(&worker, stream, Refusal::new(reason, upstream.service.clone())).await;
+    refuse_connection(&worker, stream, Refusal::new(reason, upstream.service.clone())).await
 }
 
-fn stream_reset(stream: TcpStream) {
-    Stream::plain(stream).reset_on_close();
+fn reset(stream: &TcpStream) -> Next {
+    reset_on_close(stream);
+    Next::Done
 }
 
 /// Answers with a reason where the client speaks HTTP, else with a reset.
-async fn refuse_connection(worker: &Rc<Worker>, mut stream: TcpStream, refusal: Refusal) {
-    let mut buffer = BytesMut::new();
+async fn refuse_connection(worker: &Rc<Worker>, mut stream: TcpStream, refusal: Refusal) -> Next {
+    let mut buffer = Vec::new();
     let first = first_bytes(&mut stream, &mut buffer, Some(REFUSAL_WAIT)).await.unwrap_or(First::End);
-    let stream = Stream::Plain(Rewind::new(stream, buffer));
-    refuse(worker, stream, http_version(first), refusal, Direction::Outbound).await;
+    let wire = Wire::plain(stream, buffer);
+    refuse(worker, wire, http_version(first), refusal, Direction::Outbound)
 }
 
 pub(crate) fn http_version(first: First) -> Option<Version> {
@@ -99,27 +98,28 @@ pub(crate) fn http_version(first: First) -> Option<Version> {
 }
 
 /// Bytes to the original destination, as if we were not there.
-async fn pass_through(worker: &Rc<Worker>, stream: TcpStream, address: SocketAddr) {
+async fn pass_through(worker: &Rc<Worker>, stream: TcpStream, address: SocketAddr) -> Next {
     match tls::dial(&worker.ctx, address, false).await {
         Ok(upstream) => {
-            let upstream = Upstream { stream: Stream::plain(upstream), peer: None, _open: Vec::new() };
-            join(worker, None, stream, BytesMut::new(), upstream, BytesMut::new()).await;
+            let wire = Wire::plain(upstream, Vec::new());
+            let upstream = Upstream { wire, peer: None, open: Vec::new() };
+            join(None, stream, Vec::new(), upstream, Vec::new())
         }
         Err(error) => {
             tracing::debug!(%address, error = &*error.text, "cannot pass a connection through");
-            stream_reset(stream);
+            reset(&stream)
         }
     }
 }
 
 /// Carries a connection to a service of the mesh.
-async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) {
+async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Next {
     let port = target.port;
     let hint = worker.ctx.config.protocol(port).unwrap_or_else(|| target.service.load().protocol(port));
     let destination = (target.service.name().clone(), port);
     let memory = worker.outbound_memory.borrow().recall(&destination, now());
     let route = Rc::new(Route::new(worker.clone(), target));
-    let mut buffer = BytesMut::new();
+    let mut buffer = Vec::new();
     let version = match plan(hint, memory, port) {
         Plan::Opaque => None,
         Plan::Http1 => Some(Version::Http1),
@@ -137,25 +137,24 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) {
             worker.outbound_memory.borrow_mut().record(destination, first, now());
             match decided {
                 Decided::Server(upstream, greeting) => {
-                    return join(&worker, Some(&route), stream, buffer, upstream, greeting).await;
+                    return join(Some(&route), stream, buffer, upstream, greeting);
                 }
                 Decided::Client(_, Some(upstream)) => {
-                    return join(&worker, Some(&route), stream, buffer, upstream, BytesMut::new()).await;
+                    return join(Some(&route), stream, buffer, upstream, Vec::new());
                 }
                 Decided::Client(first, None) => http_version(first),
             }
         }
     };
     if let Some(version) = version {
-        let stream = Stream::Plain(Rewind::new(stream, buffer));
-        return serve(&worker, stream, version, Handler::Outbound(route), None).await;
+        return serve(&worker, Wire::plain(stream, buffer), version, Handler::Outbound(route), None);
     }
     match connect(&route).await {
-        Ok(upstream) => join(&worker, Some(&route), stream, buffer, upstream, BytesMut::new()).await,
+        Ok(upstream) => join(Some(&route), stream, buffer, upstream, Vec::new()),
         Err(refusal) => {
             worker.ctx.metrics.refused(Direction::Outbound, refusal.reason.code());
             tracing::debug!(reason = %refusal.reason, text = %refusal.text, "no endpoint for a connection");
-            stream_reset(stream);
+            reset(&stream)
         }
     }
 }
@@ -165,14 +164,14 @@ enum Decided {
     /// The client, with its first bytes; and the early connection, if it is of use.
     Client(First, Option<Upstream>),
     /// The server: the early connection and its first bytes.
-    Server(Upstream, BytesMut),
+    Server(Upstream, Vec<u8>),
 }
 
 /// Waits for whoever speaks first, and connects early if the client does not.
 async fn decide(
     route: &Rc<Route>,
     stream: &mut TcpStream,
-    buffer: &mut BytesMut,
+    buffer: &mut Vec<u8>,
     early_connect_after: Duration,
 ) -> Result<Decided, Refusal> {
     // An error is the end of the stream, too; whoever writes next learns more.
@@ -180,29 +179,30 @@ async fn decide(
     if first != First::Silence {
         return Ok(Decided::Client(first, None));
     }
-    let mut upstream = tokio::select! {
+    let upstream = tokio::select! {
         first = first_bytes(stream, buffer, None) => return Ok(Decided::Client(first.unwrap_or(First::End), None)),
         upstream = connect(route) => upstream?,
     };
-    let mut greeting = BytesMut::new();
     let first = tokio::select! {
         first = first_bytes(stream, buffer, None) => first.unwrap_or(First::End),
-        _ = read_more(&mut upstream.stream, &mut greeting) => return Ok(Decided::Server(upstream, greeting)),
+        // An error shows again where the bytes would go.
+        greeting = upstream.wire.read() => return Ok(Decided::Server(upstream, greeting.unwrap_or_default())),
     };
     if http_version(first).is_none() {
         return Ok(Decided::Client(first, Some(upstream)));
     }
     route.worker.spawn(async move {
-        let _ = upstream.stream.shutdown().await;
+        upstream.wire.finish();
+        let _ = poll_fn(|cx| upstream.wire.poll_sent(cx)).await;
     });
     Ok(Decided::Client(first, None))
 }
 
 /// A connection for bytes.
 struct Upstream {
-    stream: Stream,
+    wire: Wire,
     peer: Option<std::sync::Arc<str>>,
-    _open: Vec<OpenGuard>,
+    open: Vec<OpenGuard>,
 }
 
 /// Connects to an endpoint for bytes. Nothing is sent, so another may be tried.
@@ -235,40 +235,25 @@ async fn open(route: &Route, attempt: &Attempt) -> Result<Upstream, ConnectError
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
         let stream = tls::dial(&worker.ctx, attempt.address, false).await?;
         let open = metrics.connection(Direction::Outbound, "plain_tcp");
-        return Ok(Upstream { stream: Stream::plain(stream), peer: None, _open: vec![open] });
+        return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), peer: None, open: vec![open] });
     };
-    let secured = tls::connect(&worker.ctx, &worker.pool.configs, &key).await.inspect_err(|error| {
+    let secured = tls::connect(worker, &key).await.inspect_err(|error| {
         metrics.handshake_failed(Direction::Outbound, error.reason.code());
     })?;
     let open = metrics.connection(Direction::Outbound, "mesh_tcp");
     let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
-    Ok(Upstream { stream: secured.stream, peer: Some(key.expected_identity), _open: vec![open, info] })
+    Ok(Upstream { wire: secured.wire, peer: Some(key.expected_identity), open: vec![open, info] })
 }
 
 /// Relays between the workload and an upstream. `buffer` was read from the workload, `greeting` from the upstream.
-async fn join(
-    worker: &Rc<Worker>,
+fn join(
     route: Option<&Rc<Route>>,
     stream: TcpStream,
-    buffer: BytesMut,
-    mut upstream: Upstream,
-    greeting: BytesMut,
-) {
-    let _work = worker.ctx.drain.work(Side::Outbound);
-    let mut stream = Stream::Plain(Rewind::new(stream, buffer));
-    if stream.write_all(&greeting).await.is_err() {
-        upstream.stream.reset_on_close();
-        return;
-    }
-    let idle = worker.ctx.config.timeouts.idle.enabled();
-    let (ended, relayed) = relay(&mut stream, &mut upstream.stream, idle).await;
-    if let Some(route) = route {
-        let edge = route.edge(upstream.peer.as_ref());
-        edge.sent.inc_by(relayed.forth);
-        edge.received.inc_by(relayed.back + greeting.len() as u64);
-    }
-    if ended == Ended::Broken {
-        stream.reset_on_close();
-        upstream.stream.reset_on_close();
-    }
+    buffer: Vec<u8>,
+    upstream: Upstream,
+    greeting: Vec<u8>,
+) -> Next {
+    let edge = route.map(|route| route.edge(upstream.peer.as_ref()));
+    let client = Wire::plain(stream, buffer);
+    Next::Relay(Relay::new(client, upstream.wire, Direction::Outbound, edge, upstream.open), greeting)
 }

@@ -5,7 +5,6 @@
 //! for us must reach the application untouched.
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     io,
     net::SocketAddr,
@@ -25,12 +24,8 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::{
-    reasons::Refusal,
-    stream::{Rewind, Stream},
-};
+use super::{Worker, reasons::Refusal, session, wire::Wire};
 use crate::{config::Timeouts, context::Context, metrics::TlsFacts};
 
 /// Client configurations kept for one epoch: one per identity dialled and ALPN.
@@ -58,7 +53,7 @@ impl ConnectError {
 
 /// A mutual TLS connection whose handshake is complete.
 pub(crate) struct Secured {
-    pub(crate) stream: Stream,
+    pub(crate) wire: Wire,
     pub(crate) alpn: Alpn,
     pub(crate) peer: SpiffeId,
     pub(crate) facts: TlsFacts,
@@ -137,32 +132,28 @@ fn no_certificate(error: CredentialsError) -> ConnectError {
 }
 
 /// Dials an endpoint and proves both identities.
-pub(crate) async fn connect(
-    ctx: &Context,
-    configs: &RefCell<ClientConfigs>,
-    key: &ConnectionKey,
-) -> Result<Secured, ConnectError> {
+pub(crate) async fn connect(worker: &Worker, key: &ConnectionKey) -> Result<Secured, ConnectError> {
+    let ctx = &worker.ctx;
     let address = key.address;
-    let config = configs.borrow_mut().get(ctx, &key.expected_identity, key.alpn)?;
+    let config = worker.pool.configs.borrow_mut().get(ctx, &key.expected_identity, key.alpn)?;
     let tcp = dial(ctx, address, true).await?;
     let limit = ctx.config.timeouts.connect.get();
-    let connector = TlsConnector::from(config);
-    let handshake = connector.connect(outrigger_certs::server_name(), Rewind::new(tcp, Vec::new()));
-    let stream = match timeout(limit, handshake).await {
+    let handshake = session::connect(&tcp, config, outrigger_certs::server_name(), &worker.gate);
+    let established = match timeout(limit, handshake).await {
         Err(_) => {
             let text = format!("{address}: no TLS handshake in {limit:?}");
             return Err(ConnectError::new(Reason::ConnectTimeout, text));
         }
         Ok(Err(error)) => return Err(handshake_error(address, &error)),
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(established)) => established,
     };
-    let connection: &CommonState = stream.get_ref().1;
+    let connection = established.session.state();
     if connection.alpn_protocol() != Some(key.alpn.wire()) {
         let text = format!("{address}: the peer is no sidecar: it did not agree on the protocol");
         return Err(ConnectError::new(Reason::IdentityMismatch, text));
     }
     facts(ctx, connection, key.alpn)
-        .map(|secured| secured.over(Stream::Client(Box::new(stream))))
+        .map(|secured| secured.over(Wire::tls(tcp, established)))
         .ok_or_else(|| ConnectError::new(Reason::NoCertificate, "the own certificate is gone"))
 }
 
@@ -181,13 +172,14 @@ fn handshake_error(address: SocketAddr, error: &io::Error) -> ConnectError {
     ConnectError::new(reason, text)
 }
 
-/// Accepts a peer's sidecar. `Err` holds a word for the metrics.
-pub(crate) async fn accept(ctx: &Context, stream: Rewind) -> Result<Secured, &'static str> {
+/// Accepts a peer's sidecar; `first` was read already. `Err` holds a word for the metrics.
+pub(crate) async fn accept(worker: &Worker, tcp: TcpStream, first: Vec<u8>) -> Result<Secured, &'static str> {
+    let ctx = &worker.ctx;
     let alpn = [Alpn::H2.wire(), Alpn::Tcp.wire()];
     let config =
         ctx.credentials.server_config(&alpn, ClientAuth::Required).map_err(|_| "no_own_certificate")?;
-    let handshake = TlsAcceptor::from(config).accept(stream);
-    let stream = match timeout(ctx.config.timeouts.handshake.get(), handshake).await {
+    let handshake = session::accept(&tcp, config, first, &worker.gate);
+    let established = match timeout(ctx.config.timeouts.handshake.get(), handshake).await {
         Err(_) => return Err("timeout"),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a peer's handshake failed");
@@ -195,21 +187,21 @@ pub(crate) async fn accept(ctx: &Context, stream: Rewind) -> Result<Secured, &'s
                 outrigger_certs::refusal(&error).map_or("tls_error", outrigger_certs::Refusal::as_str)
             );
         }
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(established)) => established,
     };
-    let connection: &CommonState = stream.get_ref().1;
+    let connection = established.session.state();
     let alpn = connection.alpn_protocol().and_then(Alpn::from_wire).ok_or("no_alpn")?;
     let secured = facts(ctx, connection, alpn).ok_or("no_certificate")?;
-    Ok(secured.over(Stream::Server(Box::new(stream))))
+    Ok(secured.over(Wire::tls(tcp, established)))
 }
 
-/// [`Secured`] without its stream.
+/// [`Secured`] without its connection.
 struct Facts(SpiffeId, Alpn, TlsFacts, SystemTime, u64);
 
 impl Facts {
-    fn over(self, stream: Stream) -> Secured {
+    fn over(self, wire: Wire) -> Secured {
         let Self(peer, alpn, facts, move_at, epoch) = self;
-        Secured { stream, alpn, peer, facts, move_at, epoch }
+        Secured { wire, alpn, peer, facts, move_at, epoch }
     }
 }
 

@@ -170,7 +170,14 @@ async fn a_peer_cannot_open_a_tunnel_for_more_http() {
                 request.headers_mut().insert("outrigger-h1", mark.parse().unwrap());
             }
             request.extensions_mut().insert(Extended::from(protocol));
-            let response = soon("the refusal", peer.send_request(request)).await.unwrap();
+            let response = match soon("the refusal", peer.send_request(request)).await {
+                Ok(response) => response,
+                // What no field may hold is refused by the codec, with a reset.
+                Err(error) => {
+                    assert!(protocol.is_empty() || protocol.contains(['\r', ',']), "{protocol:?}: {error}");
+                    continue;
+                }
+            };
             assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{protocol:?}");
             let reason = response.headers()["outrigger-reason"].to_str().unwrap();
             assert!(reason.starts_with("proxy; bad_request; "), "{protocol:?} -> {reason}");

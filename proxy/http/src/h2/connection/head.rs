@@ -37,7 +37,7 @@ impl Connection {
             malformed = frame::number(&priority[..4]) == Some(header.stream);
             fragment = rest;
         }
-        if header.stream % 2 == 0 {
+        if header.stream.is_multiple_of(2) {
             return Err(Fatal::protocol("HEADERS for a stream that only a server could open"));
         }
         let block = Block { id: header.stream, end: header.has(flag::END_STREAM), malformed };

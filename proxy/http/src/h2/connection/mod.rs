@@ -1,4 +1,9 @@
 //! One end of a connection: its life from preface to GOAWAY. Bytes come in by [`receive`] and [`head`], and go out by [`send`].
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "lengths of frames are 24 bits wide and windows 31, checked where they are read"
+)]
 
 mod head;
 mod receive;
@@ -27,6 +32,7 @@ const DRAIN_PING: [u8; 8] = *b"draining";
 ///
 /// A stream is gone when both halves have ended or when either side has reset it. Every method that takes a stream's number does nothing for
 /// a stream that is gone, or whose half of ours has ended: bodies may be written on without asking first, [`Event::Reset`] is on its way or was told.
+#[allow(clippy::struct_field_names, reason = "a window of the connection is not one of a stream")]
 pub struct Connection {
     role: Role,
     streams_allowed: u32,
@@ -232,6 +238,12 @@ impl Connection {
     /// Whether GOAWAY was sent or received.
     pub fn is_leaving(&self) -> bool {
         self.leaving != Leaving::No || self.peer_leaves
+    }
+
+    /// Whether either side leaves and nothing is open any more: the connection can be closed. A server that drains is not through before
+    /// its peer has seen that.
+    pub fn is_drained(&self) -> bool {
+        self.streams.is_empty() && (self.leaving == Leaving::Final || self.peer_leaves)
     }
 
     /// Whether the peer takes extended CONNECT (RFC 8441); `None` before its first SETTINGS.

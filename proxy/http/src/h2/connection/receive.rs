@@ -180,9 +180,10 @@ impl Connection {
                 self.late_frame(id, len)?;
                 None
             }
-            Some(stream) => match stream.admit(len, data, end) {
-                Err(code) => Some(code),
-                Ok(()) => {
+            Some(stream) => {
+                if let Err(code) = stream.admit(len, data, end) {
+                    Some(code)
+                } else {
                     self.reading = if data > 0 || end {
                         self.meters.useful_frame();
                         Reading::Data { id, left: data, padding, end }
@@ -195,7 +196,7 @@ impl Connection {
                     }
                     return Ok(Some((used, None)));
                 }
-            },
+            }
         };
         self.reading = Reading::Skip { left: len - (used - HEADER) as u32 };
         let event = match error {
@@ -475,7 +476,7 @@ impl Connection {
     /// Whether nobody has opened this stream yet (5.1.1). Servers open none.
     pub(super) fn is_idle(&self, id: StreamId) -> bool {
         match self.role {
-            _ if id % 2 == 0 => true,
+            _ if id.is_multiple_of(2) => true,
             Role::Client => id >= self.next_own,
             Role::Server => id > self.last_of_peer,
         }

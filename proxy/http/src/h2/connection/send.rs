@@ -59,7 +59,7 @@ impl Connection {
     /// Server: answers, with an interim response (1xx) or the final one. `end`: there is no body; interim responses never end.
     pub fn response(&mut self, id: StreamId, head: &ResponseHead, end: bool, out: &mut Vec<u8>) {
         let end = end && !head.is_interim();
-        if !self.streams.get(&id).is_some_and(|stream| !stream.local_ended) {
+        if self.streams.get(&id).is_none_or(|stream| stream.local_ended) {
             return;
         }
         self.write_block(id, end, out, |out| {

@@ -1,0 +1,286 @@
+//! The request's way to an endpoint: which one, over which connection, and what may be tried again.
+//!
+//! What may be tried again is decided by what is certain: where no connection was made, or the peer said that it did
+//! not look at the request, nothing has happened yet. Everything else is answered with a reason and left to the caller.
+
+use std::{io, rc::Rc, sync::Arc};
+
+use outrigger_core::{key::Alpn, reason::Reason};
+use outrigger_http::{
+    h1::{Asked, Framing},
+    h2::{Code, NotOpened},
+};
+
+use super::{Exchange, State};
+use crate::data::{
+    Worker,
+    apps::Apps,
+    balance::{MAX_ATTEMPTS, Route},
+    exchanges::Key,
+    h1::H1,
+    h2::{H2, not_opened},
+    leg::Leg,
+    message,
+    pool::{Found, PoolKey},
+    reasons::Refusal,
+    serve::Handler,
+    tls::ConnectError,
+};
+use crate::metrics::Direction;
+
+impl Exchange {
+    fn route(&self) -> Option<&Rc<Route>> {
+        match &self.handler {
+            Some(Handler::Outbound(route)) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// Chooses an endpoint that was not tried and turns to it.
+    pub(super) fn next_endpoint(&mut self, worker: &Rc<Worker>, key: Key) {
+        let Some(route) = self.route().cloned() else { return };
+        let attempt = match route.attempt(&self.tried) {
+            Ok(attempt) => attempt,
+            Err(refusal) => return self.refuse(worker, key, refusal),
+        };
+        self.attempts += 1;
+        self.edge = Some(route.edge(attempt.endpoint.identity.as_ref()));
+        let target = match attempt.key(worker, Alpn::H2) {
+            Ok(Some(key)) => PoolKey::Mesh(key),
+            Ok(None) => PoolKey::Plain(attempt.address),
+            Err(error) => return self.refuse(worker, key, error.refusal()),
+        };
+        let left = worker.pool.peer_left(&target);
+        self.attempt = Some(attempt);
+        self.target = Some(target);
+        if left {
+            // Its other connections may be on their way out, too: have the balancer think again.
+            return self.unprocessed(worker, key);
+        }
+        self.connect(worker, key);
+    }
+
+    fn direction(&self) -> Direction {
+        if self.route().is_some() { Direction::Outbound } else { Direction::Inbound }
+    }
+
+    /// Finds a connection to the target, or waits for one.
+    pub(super) fn connect(&mut self, worker: &Rc<Worker>, key: Key) {
+        self.state = State::Connecting;
+        let Some(target) = &self.target else { return };
+        if let (PoolKey::Plain(address), true) = (target, self.message.is_h1()) {
+            let address = *address;
+            // What follows a switch is no HTTP: such a connection is never given back.
+            if !self.message.switches()
+                && !self.again
+                && let Some(connection) = worker.apps.take(address)
+            {
+                return self.ask_h1(worker, key, connection);
+            }
+            return Apps::connect(worker, address, self.direction(), key);
+        }
+        let service = self.route().map(|route| route.service().clone());
+        match worker.pool.find(worker, target, key, service.as_deref().unwrap_or_default()) {
+            Found::Connection(connection) => self.ask_h2(worker, key, connection),
+            Found::Connecting => {}
+            Found::Nothing(error) => self.connect_failed(worker, key, &error),
+        }
+    }
+
+    /// A connection is there, or not, after all.
+    pub(in crate::data) fn connected(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        outcome: Result<(), &ConnectError>,
+    ) {
+        if self.state != State::Connecting {
+            return;
+        }
+        match outcome {
+            Ok(()) => self.connect(worker, key),
+            Err(error) => self.connect_failed(worker, key, error),
+        }
+    }
+
+    /// The same for a connection of HTTP/1.1, which is this exchange's alone. Returns it where it is not wanted any more.
+    pub(in crate::data) fn connected_h1(&mut self, worker: &Rc<Worker>, key: Key, connection: Rc<H1>) {
+        if self.state == State::Connecting {
+            self.ask_h1(worker, key, connection);
+        } else {
+            connection.drop_now();
+        }
+    }
+
+    fn ask_h1(&mut self, worker: &Rc<Worker>, key: Key, connection: Rc<H1>) {
+        self.asking();
+        let message = self.message;
+        let length = self
+            .head
+            .fields
+            .get("content-length")
+            .and_then(|length| str::from_utf8(length).ok()?.parse().ok());
+        let framing = match (self.framing, length) {
+            _ if message.switches() => Framing::Empty,
+            (Some(Framing::UntilClose), Some(length)) => Framing::Length(length),
+            (Some(Framing::UntilClose), None) => Framing::Chunked,
+            (framing, _) => framing.unwrap_or(Framing::Empty),
+        };
+        let asked = Asked { head: message.is_head, connect: message.is_connect, upgrade: message.is_upgrade };
+        message::to_h1(message, &mut self.head, |head| {
+            connection.send_request(worker, key, head, framing, asked);
+        });
+        self.request.end_sent = matches!(framing, Framing::Empty | Framing::Length(0)) && !message.switches();
+        let up = Leg::H1(connection);
+        if !self.request.end_sent && !message.switches() {
+            self.request.pump(worker, key, self.down.as_ref(), &up);
+        }
+        self.up = Some(up);
+    }
+
+    fn ask_h2(&mut self, worker: &Rc<Worker>, key: Key, connection: Rc<H2>) {
+        let message = self.message;
+        let from_sidecar = matches!(self.target, Some(PoolKey::Mesh(_)));
+        if message.is_upgrade {
+            match (connection.serves_extended_connect(), &self.target) {
+                (Some(true), _) | (_, None) => {}
+                (None, Some(target)) => return worker.pool.wait(target, key),
+                (Some(false), _) => {
+                    let text = "the endpoint does not serve extended CONNECT".to_owned();
+                    return self.broken(worker, key, text, None);
+                }
+            }
+        }
+        let end = self.request.ended && self.request.is_empty();
+        let write = |head: &_| connection.send_request(worker, key, head, end);
+        let opened = if from_sidecar {
+            message::to_sidecar(message, &mut self.head, write)
+        } else {
+            message::to_h2(message, &mut self.head, write)
+        };
+        let id = match opened {
+            Ok(id) => id,
+            Err(NotOpened::Leaving | NotOpened::Exhausted) => return self.unprocessed(worker, key),
+            Err(error @ NotOpened::Full) => return self.refuse(worker, key, not_opened(error)),
+        };
+        self.asking();
+        if let Some(attempt) = &self.attempt {
+            attempt.connected();
+        }
+        self.request.end_sent = end;
+        let up = Leg::H2(connection, id);
+        if !end {
+            self.request.pump(worker, key, self.down.as_ref(), &up);
+        }
+        self.up = Some(up);
+    }
+
+    fn asking(&mut self) {
+        self.state = State::Asked;
+    }
+
+    /// No connection could be made: nothing was sent, so another endpoint may be tried.
+    pub(super) fn connect_failed(&mut self, worker: &Rc<Worker>, key: Key, error: &ConnectError) {
+        let Some(attempt) = &mut self.attempt else { return self.refuse(worker, key, error.refusal()) };
+        if error.reason == Reason::NoCertificate {
+            return self.refuse(worker, key, error.refusal());
+        }
+        if error.reason != Reason::Overloaded {
+            attempt.connect_failed(worker);
+        }
+        let id = attempt.endpoint.id.clone();
+        self.tried.push(id);
+        if self.was_last_attempt() || !self.has_others() {
+            return self.refuse(worker, key, error.refusal());
+        }
+        self.try_again(worker, key);
+    }
+
+    fn was_last_attempt(&self) -> bool {
+        self.attempts >= MAX_ATTEMPTS || self.route().is_none_or(|route| route.is_pinned())
+    }
+
+    fn has_others(&self) -> bool {
+        let Some(route) = self.route() else { return false };
+        let others = |id: &Arc<str>| !self.tried.contains(id);
+        route.target.service.load().endpoints.iter().any(|endpoint| others(&endpoint.id))
+    }
+
+    fn try_again(&mut self, worker: &Rc<Worker>, key: Key) {
+        self.attempt = None;
+        self.up = None;
+        self.request.again();
+        self.state = State::Connecting;
+        self.next_endpoint(worker, key);
+    }
+
+    /// A peer's sidecar says that its application takes no connection, and so has not seen the request: whether another is
+    /// asked.
+    pub(super) fn goes_elsewhere(&mut self, worker: &Rc<Worker>, key: Key, reason: Option<Reason>) -> bool {
+        let elsewhere = matches!(reason, Some(Reason::ConnectFailed | Reason::ConnectTimeout));
+        if !elsewhere || self.was_last_attempt() || !self.request.is_repeatable() || !self.has_others() {
+            return false;
+        }
+        if let Some(up) = self.up.take() {
+            up.abort(worker, Code::CANCEL);
+        }
+        let error = ConnectError::new(Reason::ConnectFailed, "the peer's application");
+        self.connect_failed(worker, key, &error);
+        true
+    }
+
+    /// The endpoint leaves and has not looked at the request.
+    pub(super) fn unprocessed(&mut self, worker: &Rc<Worker>, key: Key) {
+        if let Some(attempt) = &self.attempt {
+            attempt.drained();
+            if self.attempts < MAX_ATTEMPTS && self.request.is_repeatable() {
+                return self.try_again(worker, key);
+            }
+            let text = "the endpoint is shutting down";
+            return self.refuse(worker, key, Refusal::new(Reason::UpstreamReset, text));
+        }
+        if self.request.is_repeatable() && !std::mem::replace(&mut self.again, true) {
+            self.request.again();
+            return self.connect(worker, key);
+        }
+        let text = "the application refused the request";
+        self.refuse(worker, key, Refusal::new(Reason::UpstreamReset, text));
+    }
+
+    /// The connection went before there was an answer.
+    pub(super) fn unanswered(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        up: Option<&Leg>,
+        error: Option<&io::Error>,
+    ) {
+        // The classic race: an application that closes an idle connection just when a request goes out on it.
+        if let Some(Leg::H1(connection)) = up
+            && connection.was_used()
+            && self.request.is_repeatable()
+            && self.is_safe_to_repeat()
+            && !std::mem::replace(&mut self.again, true)
+        {
+            self.request.again();
+            return self.connect(worker, key);
+        }
+        let error = error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string);
+        let who = if self.attempt.is_some() { "the endpoint" } else { "the application" };
+        self.broken(worker, key, format!("{who} gave no response: {error}"), None);
+    }
+
+    /// RFC 9110, 9.2.2, or the caller says so.
+    fn is_safe_to_repeat(&self) -> bool {
+        matches!(self.head.method(), b"GET" | b"HEAD" | b"PUT" | b"DELETE" | b"OPTIONS" | b"TRACE")
+            || self.head.fields.contains("idempotency-key")
+    }
+
+    /// The request was sent, and there will be no answer. `reset`: said in these terms.
+    pub(super) fn broken(&mut self, worker: &Rc<Worker>, key: Key, text: String, reset: Option<Code>) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.answered(false);
+        }
+        self.refuse(worker, key, Refusal::new(Reason::UpstreamReset, text).resetting(reset));
+    }
+}

@@ -1,0 +1,423 @@
+//! One request and its response: the two sides and what passes between them.
+//!
+//! An exchange has no task. Its connections tell it what they read, and it acts at once: chooses an endpoint, writes the request into
+//! that endpoint's connection, the response into the client's, and passes bodies on as far as there is room ([`pipe`]). What has to
+//! wait, for a connection or for room, is taken up again by the turn ([`super::turn`]).
+//!
+//! - `ask`: endpoints, connections, the request, and what may be tried again
+//! - `answer`: the response, refusals, and what is counted
+
+mod answer;
+mod ask;
+mod pipe;
+
+use std::{io, rc::Rc, sync::Arc, time::Instant};
+
+use outrigger_http::{
+    fields::Fields,
+    h1::{Error, Framing},
+    h2::Code,
+    head::{RequestHead, ResponseHead},
+};
+
+use self::{answer::Record, pipe::Pipe};
+use super::{
+    Busy, Worker,
+    balance::Attempt,
+    exchanges::Key,
+    leg::Leg,
+    message::{self, Message},
+    pool::PoolKey,
+    reasons::{Refusal, is_grpc},
+    serve::{Handler, head_refusal},
+};
+use crate::{drain, metrics::Edge};
+
+/// The largest head whose memory is kept for another exchange.
+const SMALL_HEAD: usize = 8 * 1024;
+
+/// Interim responses to one request, at most: a server has no use for more, a loop of them would never end.
+const MAX_INTERIM: u8 = 64;
+
+/// How far an exchange has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    #[default]
+    Over,
+    /// Waits for a connection.
+    Connecting,
+    /// The request goes out, or has.
+    Asked,
+    /// The response's head has gone out.
+    Answering,
+    /// Bytes instead of messages, both ways.
+    Switched,
+}
+
+#[derive(Default)]
+pub(crate) struct Exchange {
+    state: State,
+    down: Option<Leg>,
+    up: Option<Leg>,
+    handler: Option<Handler>,
+    head: RequestHead,
+    message: Message,
+    /// How the request's body is framed where it came from.
+    framing: Option<Framing>,
+    answer: ResponseHead,
+    request: Pipe,
+    response: Pipe,
+    is_grpc: bool,
+    interims: u8,
+    // Which endpoints were tried.
+    attempt: Option<Attempt>,
+    attempts: usize,
+    tried: Vec<Arc<str>>,
+    /// What it is connected to, or waits for.
+    target: Option<PoolKey>,
+    /// A request was sent again on a new connection to the same application.
+    again: bool,
+    // What is counted.
+    edge: Option<Rc<Edge>>,
+    record: Option<Record>,
+    begun: Option<Instant>,
+    /// When the request's last byte came.
+    asked_at: Option<Instant>,
+    /// When a byte passed last.
+    moved: Option<Instant>,
+    busy: Option<Busy>,
+}
+
+impl Exchange {
+    pub(super) fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// As new, with its memory.
+    pub(super) fn reset(&mut self) {
+        self.request.reset();
+        self.response.reset();
+        self.head.clear();
+        self.answer.clear();
+        self.tried.clear();
+        *self = Self {
+            head: std::mem::take(&mut self.head),
+            answer: std::mem::take(&mut self.answer),
+            request: std::mem::take(&mut self.request),
+            response: std::mem::take(&mut self.response),
+            tried: std::mem::take(&mut self.tried),
+            ..Self::default()
+        };
+    }
+
+    /// Whether it is worth keeping for another request.
+    pub(super) fn is_small(&self) -> bool {
+        self.head.fields.capacity() + self.answer.fields.capacity() <= 2 * SMALL_HEAD
+    }
+
+    /// It panicked: nothing that it touched can be trusted.
+    pub(super) fn panicked(&mut self, worker: &Worker) {
+        for leg in [self.down.take(), self.up.take()].into_iter().flatten() {
+            leg.abort(worker, Code::INTERNAL_ERROR);
+        }
+    }
+
+    pub(super) fn take_head(&mut self, head: RequestHead) -> RequestHead {
+        std::mem::replace(&mut self.head, head)
+    }
+
+    pub(super) fn swap_head(&mut self, head: &mut RequestHead) {
+        std::mem::swap(&mut self.head, head);
+    }
+
+    pub(super) fn answer_mut(&mut self) -> &mut ResponseHead {
+        &mut self.answer
+    }
+
+    // What the client's connection tells.
+
+    /// A request has come, its head by [`swap_head`](Self::swap_head).
+    pub(super) fn begin(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        down: Leg,
+        handler: &Handler,
+        framing: Framing,
+    ) {
+        self.start(worker, down, handler, is_grpc(&self.head.fields));
+        self.framing = Some(framing);
+        self.request.ended = matches!(framing, Framing::Empty | Framing::Length(0));
+        self.request.keep();
+        self.asked_at = self.request.ended.then(|| worker.clock());
+        let head = &mut self.head;
+        let message = match handler {
+            Handler::Refuse(refusal) => return self.refuse(worker, key, (**refusal).clone()),
+            Handler::Inbound(entry) if entry.peer().is_some() => Message::from_sidecar(head, framing),
+            Handler::Inbound(_) | Handler::Outbound(_) => Message::from_application(head, framing),
+        };
+        self.message = match message {
+            Ok(message) => message,
+            Err(refusal) => return self.refuse(worker, key, refusal),
+        };
+        if self.message.switches() {
+            // What follows is not of the message.
+            self.request.ended = false;
+        }
+        match handler {
+            Handler::Outbound(_) => self.next_endpoint(worker, key),
+            Handler::Inbound(entry) => {
+                if let Err(refusal) = entry.authorize(Some(&self.head)) {
+                    return self.refuse(worker, key, refusal);
+                }
+                message::identify(&mut self.head.fields, entry.peer());
+                self.target = Some(PoolKey::Plain(entry.destination()));
+                self.connect(worker, key);
+            }
+            Handler::Refuse(_) => {}
+        }
+    }
+
+    /// A head has come that its codec refused.
+    pub(super) fn refuse_head(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        down: Leg,
+        handler: &Handler,
+        error: &Error,
+    ) {
+        self.start(worker, down, handler, false);
+        self.refuse(worker, key, head_refusal(error));
+    }
+
+    fn start(&mut self, worker: &Rc<Worker>, down: Leg, handler: &Handler, grpc: bool) {
+        let now = worker.clock();
+        (self.begun, self.moved) = (Some(now), Some(now));
+        self.state = State::Connecting;
+        self.down = Some(down);
+        self.is_grpc = grpc;
+        self.busy = Some(worker.busy(match handler {
+            Handler::Inbound(_) => drain::Side::Inbound,
+            Handler::Outbound(_) | Handler::Refuse(_) => drain::Side::Outbound,
+        }));
+        self.edge = match handler {
+            Handler::Outbound(route) => Some(route.edge(None)),
+            Handler::Inbound(entry) => Some(entry.edge().clone()),
+            Handler::Refuse(_) => None,
+        };
+        self.handler = Some(handler.clone());
+        self.message.version = self.head.version;
+    }
+
+    /// A piece of a body; `end`: the last, with trailers. Returns whether more may come.
+    pub(super) fn body(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        from_client: bool,
+        data: &[u8],
+        end: Option<&Fields>,
+    ) -> bool {
+        self.moved = Some(worker.clock());
+        let inbound = matches!(self.handler, Some(Handler::Inbound(_)));
+        let mut cleaned;
+        let end = match end {
+            Some(trailers) if !trailers.is_empty() => {
+                cleaned = trailers.clone();
+                message::clean_trailers(&mut cleaned, inbound && from_client);
+                Some(&cleaned)
+            }
+            end => end,
+        };
+        let takes_more = if from_client {
+            if end.is_some() {
+                self.asked_at = self.moved;
+            }
+            let sink = self.up.as_ref().filter(|_| self.state != State::Connecting);
+            self.request.take(worker, key, (data, end), self.down.as_ref(), sink);
+            self.request.takes_more()
+        } else {
+            if let Some(trailers) = end {
+                self.record_trailers(trailers);
+            }
+            self.response.take(worker, key, (data, end), self.up.as_ref(), self.down.as_ref());
+            self.response.takes_more()
+        };
+        self.settle(worker);
+        takes_more
+    }
+
+    /// The request's body is not what its head announced.
+    pub(super) fn bad_body(&mut self, worker: &Rc<Worker>, key: Key) {
+        if matches!(self.state, State::Connecting | State::Asked) {
+            return self.refuse(worker, key, message::broken_body());
+        }
+        self.cut(worker, Code::PROTOCOL_ERROR);
+    }
+
+    /// A connection has gone.
+    pub(super) fn lost(&mut self, worker: &Rc<Worker>, key: Key, client: bool, error: Option<&io::Error>) {
+        if client {
+            self.down = None;
+            return self.give_up(worker, Code::CANCEL);
+        }
+        let up = self.up.take();
+        match self.state {
+            State::Over | State::Connecting => {}
+            State::Asked => self.unanswered(worker, key, up.as_ref(), error),
+            State::Answering if self.response.ended => self.settle(worker),
+            State::Answering | State::Switched => self.cut(worker, Code::INTERNAL_ERROR),
+        }
+    }
+
+    /// A stream of HTTP/2 was reset, by its peer or because its peer broke a rule.
+    pub(super) fn reset_by(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        client: bool,
+        code: Code,
+        by_peer: bool,
+        unprocessed: bool,
+    ) {
+        if client {
+            if let Some(down) = self.down.take() {
+                // The stream has gone, its bytes still count in the window of the connection.
+                self.request.settle_debts(worker, &down);
+            }
+            // A client that broke a rule gets no word of it further than this.
+            return self.give_up(worker, if by_peer { code } else { Code::CANCEL });
+        }
+        if let Some(up) = self.up.take() {
+            self.response.settle_debts(worker, &up);
+        }
+        match self.state {
+            State::Over | State::Connecting => {}
+            State::Asked if unprocessed => self.unprocessed(worker, key),
+            State::Asked => {
+                let reset = Some(code).filter(|_| by_peer && !self.message.is_h1());
+                let text = format!("the endpoint reset the request: {code}");
+                self.broken(worker, key, text, reset);
+            }
+            State::Answering if self.response.ended => self.settle(worker),
+            State::Answering | State::Switched => {
+                self.cut(worker, if by_peer { code } else { Code::INTERNAL_ERROR });
+            }
+        }
+    }
+
+    /// Goes on where it had to wait.
+    pub(super) fn go_on(&mut self, worker: &Rc<Worker>, key: Key) {
+        if matches!(self.state, State::Over | State::Connecting) {
+            return;
+        }
+        self.moved = Some(worker.clock());
+        if let Some(up) = &self.up {
+            self.request.pump(worker, key, self.down.as_ref(), up);
+        }
+        if let Some(down) = self.down.as_ref().filter(|_| self.state != State::Asked) {
+            self.response.pump(worker, key, self.up.as_ref(), down);
+        }
+        self.settle(worker);
+    }
+
+    /// Ends the exchange when everything has gone to where it belongs.
+    fn settle(&mut self, worker: &Rc<Worker>) {
+        match self.state {
+            State::Switched if self.request.end_sent && self.response.end_sent => self.over(worker),
+            State::Over | State::Connecting | State::Asked | State::Switched => {}
+            State::Answering if self.response.end_sent => {
+                if !self.request.ended {
+                    // What is left of the request is of no use to anybody (RFC 9113, 8.1).
+                    if let Some(down @ Leg::H2(..)) = &self.down {
+                        down.abort(worker, Code::NO_ERROR);
+                    }
+                }
+                if let (Some(up), false) = (&self.up, self.request.end_sent && self.response.ended) {
+                    up.abort(worker, Code::CANCEL);
+                }
+                self.over(worker);
+            }
+            State::Answering => {
+                if self.response.ended && self.request.end_sent {
+                    // An application's connection may serve others already.
+                    self.release_up(worker);
+                }
+            }
+        }
+    }
+
+    /// The endpoint's side has nothing more to do with this.
+    fn release_up(&mut self, worker: &Worker) {
+        if let Some(up @ Leg::H2(..)) = &self.up {
+            // What still waits for the client is ours now, and bounded by the stream's window.
+            self.response.settle_debts(worker, up);
+        }
+        self.up = None;
+    }
+
+    /// The client has gone or has lost interest.
+    fn give_up(&mut self, worker: &Rc<Worker>, code: Code) {
+        if let Some(up) = &self.up {
+            up.abort(worker, code);
+        }
+        self.over(worker);
+    }
+
+    /// Ends both sides in the middle.
+    fn cut(&mut self, worker: &Rc<Worker>, code: Code) {
+        if let Some(down) = &self.down {
+            down.abort(worker, code);
+        }
+        self.give_up(worker, Code::CANCEL);
+    }
+
+    fn over(&mut self, worker: &Rc<Worker>) {
+        if self.state == State::Switched
+            && let Some(edge) = &self.edge
+        {
+            let (forth, back) = (self.request.total, self.response.total);
+            let inbound = matches!(self.handler, Some(Handler::Inbound(_)));
+            edge.sent.inc_by(if inbound { back } else { forth });
+            edge.received.inc_by(if inbound { forth } else { back });
+        }
+        self.request.drop_rest(worker, self.down.as_ref());
+        self.response.drop_rest(worker, self.up.as_ref());
+        self.state = State::Over;
+        // Counted when it is dropped.
+        self.record = None;
+        self.attempt = None;
+        self.busy = None;
+        (self.down, self.up) = (None, None);
+    }
+
+    /// Ends what takes too long. Called now and then.
+    pub(super) fn sweep(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) {
+        let timeouts = &worker.ctx.config.timeouts;
+        let passed = |since: Option<Instant>, limit: std::time::Duration| {
+            since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
+        };
+        let waits = matches!(self.state, State::Connecting | State::Asked);
+        if let Some(limit) = timeouts.request.enabled()
+            && waits
+            && passed(self.asked_at, limit)
+        {
+            let text = format!("no response in {limit:?}");
+            return self.refuse(
+                worker,
+                key,
+                Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text),
+            );
+        }
+        let Some(limit) = timeouts.idle.enabled() else { return };
+        if !passed(self.moved, limit) {
+            return;
+        }
+        match self.state {
+            State::Asked if !self.request.ended && !self.message.switches() => self.bad_body(worker, key),
+            State::Answering | State::Switched => self.cut(worker, Code::CANCEL),
+            State::Over | State::Connecting | State::Asked => {}
+        }
+    }
+}

@@ -1,0 +1,655 @@
+//! An HTTP/1.x connection, on either side of the proxy, and the task that reads it.
+//!
+//! A connection serves one exchange at a time. What its task reads it tells the exchange at once; what the exchange answers is
+//! collected in the wire and leaves at the end of the turn. So a request costs the task of its client one wake-up, for
+//! the request, and none for the response.
+//!
+//! An idle connection is this object, its task and its socket; bytes it owns only of a message that is incomplete.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use outrigger_http::{
+    fields::Fields,
+    h1::{
+        Asked, Decoder, Error, Framing, Limits, Piece, write_chunk, write_last_chunk, write_request,
+        write_response,
+    },
+    head::{RequestHead, ResponseHead},
+};
+
+use super::{Worker, exchanges::Key, serve::Server, wire::Wire};
+use crate::metrics::OpenGuard;
+
+/// Header lines of one message: cookies and gRPC metadata come near a hundred.
+pub(crate) const MAX_FIELDS: usize = 512;
+
+/// Bytes of requests that a client may send ahead while one is under way. What does not fit waits in its socket.
+const MAX_AHEAD: usize = 16 * 1024;
+
+/// Reads of one connection before others get their turn.
+const READS_PER_TURN: usize = 4;
+
+/// How long a client may go on sending after the last answer, which it may not have read yet: to close on unread
+/// bytes is a reset, and takes the answer away (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Where a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Waits for a head; on the side of the application only while it answers.
+    Head,
+    /// In a body, or in what follows a switch.
+    Body,
+    /// Nothing of this exchange is to come: a client's request was read whole; an application's connection is idle.
+    Whole,
+    /// What comes is thrown away.
+    Over,
+}
+
+/// Which side of the proxy it is on.
+pub(crate) enum Side {
+    /// The peer sends requests.
+    Client(Server),
+    /// The peer answers: an application, or an endpoint without a sidecar.
+    Application { address: std::net::SocketAddr, _open: OpenGuard },
+}
+
+pub(crate) struct H1 {
+    pub(super) wire: Rc<Wire>,
+    side: Side,
+    decoder: RefCell<Decoder>,
+    /// Read and not understood yet.
+    carry: RefCell<Vec<u8>>,
+    key: Cell<Option<Key>>,
+    reading: Cell<Reading>,
+    /// The exchange takes no more bytes at the moment.
+    paused: Cell<bool>,
+    /// How the message that is being sent is framed; `None`: none is.
+    sending: Cell<Option<Framing>>,
+    /// What the response is to; on the application's side.
+    asked: Cell<Asked>,
+    /// Whether the connection serves more exchanges after this one.
+    keep: Cell<bool>,
+    /// The client has ended its half.
+    read_ended: Cell<bool>,
+    /// The connection is to be dropped now.
+    dropped: Cell<bool>,
+    /// Since when it waits: for a head, for the rest of one, or for the peer's end.
+    since: Cell<Instant>,
+    /// A head has begun.
+    begun: Cell<bool>,
+    /// Whole messages that were exchanged.
+    served: Cell<u32>,
+}
+
+impl H1 {
+    pub(super) fn new(worker: &Worker, wire: Wire, side: Side) -> Rc<Self> {
+        let limits =
+            Limits { head_bytes: worker.ctx.config.limits.header_bytes as usize, fields: MAX_FIELDS };
+        let reading = match side {
+            Side::Client(_) => Reading::Head,
+            Side::Application { .. } => Reading::Whole,
+        };
+        Rc::new(Self {
+            wire: Rc::new(wire),
+            side,
+            decoder: RefCell::new(Decoder::new(limits)),
+            carry: RefCell::default(),
+            key: Cell::new(None),
+            reading: Cell::new(reading),
+            paused: Cell::new(false),
+            sending: Cell::new(None),
+            asked: Cell::default(),
+            keep: Cell::new(true),
+            read_ended: Cell::new(false),
+            dropped: Cell::new(false),
+            since: Cell::new(Instant::now()),
+            begun: Cell::new(false),
+            served: Cell::new(0),
+        })
+    }
+
+    /// Reads until the connection ends.
+    pub(super) async fn run(self: Rc<Self>, worker: Rc<Worker>) {
+        std::future::poll_fn(|cx| self.poll(cx, &worker)).await;
+        self.lost(&worker, None);
+    }
+
+    fn poll(self: &Rc<Self>, cx: &mut Context<'_>, worker: &Rc<Worker>) -> Poll<()> {
+        self.wire.set_waker(cx);
+        for _ in 0..READS_PER_TURN {
+            if self.wire.poll_sent(cx).is_ready() {
+                worker.turn.resume_waiting(&self.wire);
+            }
+            self.read_ahead(worker);
+            if self.dropped.get() || (self.wire.is_finished() && self.read_ended.get()) {
+                return Poll::Ready(());
+            }
+            if !self.wants_bytes() {
+                return Poll::Pending;
+            }
+            let read = ready!(self.wire.poll_read(cx, |bytes| {
+                self.take(worker, bytes);
+                bytes.len()
+            }));
+            match read {
+                Ok(0) => self.ended(worker),
+                Ok(_) => {}
+                Err(error) => {
+                    self.broke(worker, &error);
+                    return Poll::Ready(());
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn wants_bytes(&self) -> bool {
+        if self.read_ended.get() || self.wire.is_choked() {
+            return false;
+        }
+        match self.reading.get() {
+            Reading::Over => true,
+            Reading::Head | Reading::Body => !self.paused.get(),
+            Reading::Whole => self.carry.borrow().len() < MAX_AHEAD,
+        }
+    }
+
+    /// Goes on with bytes that were read before.
+    fn read_ahead(self: &Rc<Self>, worker: &Rc<Worker>) {
+        if self.paused.get() || self.reading.get() == Reading::Whole || self.carry.borrow().is_empty() {
+            return;
+        }
+        // A head that was incomplete is so until more comes.
+        if self.reading.get() == Reading::Head && self.begun.get() {
+            return;
+        }
+        self.take(worker, &[]);
+        if self.read_ended.get() {
+            self.ended(worker);
+        }
+    }
+
+    /// Takes what was read, keeps what is incomplete.
+    fn take(self: &Rc<Self>, worker: &Rc<Worker>, bytes: &[u8]) {
+        let mut carry = self.carry.take();
+        if carry.is_empty() {
+            let used = self.process(worker, bytes);
+            carry.extend_from_slice(&bytes[used..]);
+        } else {
+            carry.extend_from_slice(bytes);
+            let used = self.process(worker, &carry);
+            if used == carry.len() {
+                // Dropped, not cleared: an idle connection owns no bytes.
+                carry = Vec::new();
+            } else {
+                carry.drain(..used);
+            }
+        }
+        *self.carry.borrow_mut() = carry;
+    }
+
+    /// Returns how many bytes are done with.
+    fn process(self: &Rc<Self>, worker: &Rc<Worker>, input: &[u8]) -> usize {
+        let mut at = 0;
+        while !self.paused.get() {
+            let rest = &input[at..];
+            let used = match (self.reading.get(), &self.side) {
+                (Reading::Over, _) => return input.len(),
+                (Reading::Whole, Side::Client(_)) => break,
+                (Reading::Whole, Side::Application { .. }) => {
+                    if rest.is_empty() {
+                        break;
+                    }
+                    // An answer to nothing.
+                    self.drop_now();
+                    return input.len();
+                }
+                (Reading::Head, Side::Client(server)) => self.read_request(worker, server, rest),
+                (Reading::Head, Side::Application { .. }) => self.read_response(worker, rest),
+                (Reading::Body, _) => self.read_body(worker, rest),
+            };
+            match used {
+                Some(used) => at += used,
+                None => break,
+            }
+        }
+        at
+    }
+
+    /// `None`: more is needed.
+    fn read_request(self: &Rc<Self>, worker: &Rc<Worker>, server: &Server, input: &[u8]) -> Option<usize> {
+        if input.is_empty() {
+            return None;
+        }
+        let mut head = worker.spare_request.take();
+        let read = self.decoder.borrow_mut().request(input, &mut head);
+        let used = match read {
+            Ok(Some(used)) => used,
+            Ok(None) => {
+                *worker.spare_request.borrow_mut() = head;
+                if !self.begun.replace(true) {
+                    self.since.set(Instant::now());
+                }
+                return None;
+            }
+            Err(error) => {
+                self.keep.set(false);
+                self.reading.set(Reading::Over);
+                worker.begin(|exchange, worker, key| {
+                    self.key.set(Some(key));
+                    let down = super::leg::Leg::H1(self.clone());
+                    exchange.refuse_head(worker, key, down, server.handler(), &error);
+                });
+                *worker.spare_request.borrow_mut() = head;
+                return Some(input.len());
+            }
+        };
+        self.begun.set(false);
+        let (framing, keeps) = {
+            let decoder = self.decoder.borrow();
+            (decoder.framing(), decoder.keeps_alive())
+        };
+        self.keep.set(keeps && !server.is_last_request(worker));
+        let whole = matches!(framing, Framing::Empty | Framing::Length(0));
+        if whole {
+            // The decoder says so itself, without a byte.
+            let _ = self.decoder.borrow_mut().body(&[], &mut Fields::default());
+        }
+        self.reading.set(if whole { Reading::Whole } else { Reading::Body });
+        worker.begin(|exchange, worker, key| {
+            self.key.set(Some(key));
+            *worker.spare_request.borrow_mut() = exchange.take_head(head);
+            exchange.begin(worker, key, super::leg::Leg::H1(self.clone()), server.handler(), framing);
+        });
+        Some(used)
+    }
+
+    fn read_response(self: &Rc<Self>, worker: &Rc<Worker>, input: &[u8]) -> Option<usize> {
+        if input.is_empty() {
+            return None;
+        }
+        let Some(key) = self.key.get() else {
+            self.drop_now();
+            return None;
+        };
+        let mut used = None;
+        worker.with(key, |exchange, worker| {
+            let read = self.decoder.borrow_mut().response(input, self.asked.get(), exchange.answer_mut());
+            match read {
+                Ok(None) => {}
+                Ok(Some(count)) => {
+                    used = Some(count);
+                    let framing = self.decoder.borrow().framing();
+                    if exchange.answer_mut().is_interim() && framing != Framing::Tunnel {
+                        exchange.interim(worker, key);
+                        return;
+                    }
+                    self.reading.set(Reading::Body);
+                    exchange.answered(worker, key, framing);
+                }
+                Err(error) => {
+                    self.drop_now();
+                    exchange.bad_answer(worker, key, &error);
+                }
+            }
+        });
+        used
+    }
+
+    fn read_body(self: &Rc<Self>, worker: &Rc<Worker>, input: &[u8]) -> Option<usize> {
+        let Some(key) = self.key.get() else {
+            self.drop_now();
+            return None;
+        };
+        let mut trailers = worker.spare_trailers.take();
+        trailers.clear();
+        let outcome = self.read_piece(worker, key, input, &mut trailers);
+        *worker.spare_trailers.borrow_mut() = trailers;
+        outcome
+    }
+
+    fn read_piece(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        key: Key,
+        input: &[u8],
+        trailers: &mut Fields,
+    ) -> Option<usize> {
+        let mut decoder = self.decoder.borrow_mut();
+        let (used, data, end) = match decoder.body(input, trailers) {
+            Ok((used, Piece::More)) => return (used > 0).then_some(used),
+            Ok((used, Piece::End)) => (used, &[][..], true),
+            // Whether a body of a known length ends here is known at once, and saves the peer a frame.
+            Ok((used, Piece::Data(data))) => {
+                let end = matches!(decoder.framing(), Framing::Length(_))
+                    && matches!(decoder.body(&[], trailers), Ok((0, Piece::End)));
+                (used, data, end)
+            }
+            Err(error) => {
+                drop(decoder);
+                self.malformed(worker, key, &error);
+                return None;
+            }
+        };
+        let keeps = decoder.keeps_alive();
+        drop(decoder);
+        self.pass_on(worker, key, data, end.then_some(&*trailers), keeps);
+        Some(used)
+    }
+
+    /// Hands the exchange a piece of a body; `end`: the last, with trailers.
+    fn pass_on(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        key: Key,
+        data: &[u8],
+        end: Option<&Fields>,
+        keeps: bool,
+    ) {
+        let server = self.is_server();
+        if end.is_some() {
+            self.reading.set(Reading::Whole);
+            if !server && !keeps {
+                self.keep.set(false);
+            }
+        }
+        let mut takes_more = true;
+        worker.with(key, |exchange, worker| {
+            takes_more = exchange.body(worker, key, server, data, end);
+        });
+        if end.is_none() {
+            self.paused.set(!takes_more);
+        } else if !server {
+            self.answered_whole(worker);
+        }
+    }
+
+    fn malformed(self: &Rc<Self>, worker: &Rc<Worker>, key: Key, error: &Error) {
+        self.keep.set(false);
+        self.reading.set(Reading::Over);
+        if self.is_server() {
+            worker.with(key, |exchange, worker| exchange.bad_body(worker, key));
+        } else {
+            self.drop_now();
+            worker.with(key, |exchange, worker| exchange.bad_answer(worker, key, error));
+        }
+    }
+
+    /// The peer has ended its half.
+    fn ended(self: &Rc<Self>, worker: &Rc<Worker>) {
+        self.read_ended.set(true);
+        let waits = self.paused.get() || self.reading.get() == Reading::Whole;
+        if waits && !self.carry.borrow().is_empty() {
+            // Not looked at yet; the end comes after it.
+            return;
+        }
+        let Some(key) = self.key.get() else {
+            // Nobody waits for anything. What was answered still goes out.
+            self.reading.set(Reading::Over);
+            if self.is_server() {
+                self.wire.finish();
+            } else {
+                self.drop_now();
+            }
+            return;
+        };
+        match self.reading.get() {
+            Reading::Body => {
+                if self.decoder.borrow().end().is_ok() {
+                    self.pass_on(worker, key, &[], Some(&Fields::default()), false);
+                } else if self.is_server() {
+                    self.malformed(worker, key, &Error::Truncated);
+                } else {
+                    self.lost(worker, None);
+                }
+            }
+            // A client that ended its half may still wait for its answer.
+            Reading::Whole | Reading::Over if self.is_server() => self.keep.set(false),
+            Reading::Head | Reading::Whole | Reading::Over => self.lost(worker, None),
+        }
+    }
+
+    fn broke(self: &Rc<Self>, worker: &Rc<Worker>, error: &io::Error) {
+        tracing::trace!(%error, "a connection of HTTP/1.x broke");
+        self.read_ended.set(true);
+        self.lost(worker, Some(error));
+    }
+
+    /// The connection has gone under its exchange.
+    fn lost(self: &Rc<Self>, worker: &Rc<Worker>, error: Option<&io::Error>) {
+        self.drop_now();
+        if let Some(key) = self.key.take() {
+            let server = self.is_server();
+            worker.with(key, |exchange, worker| exchange.lost(worker, key, server, error));
+        }
+    }
+
+    pub(super) fn is_server(&self) -> bool {
+        matches!(self.side, Side::Client(_))
+    }
+
+    /// Has the task end the connection.
+    pub(super) fn drop_now(&self) {
+        self.dropped.set(true);
+        self.wire.wake();
+    }
+
+    /// Ends it so that the peer cannot take what it has for all.
+    pub(super) fn abort(&self) {
+        self.key.set(None);
+        self.wire.reset_on_close();
+        self.drop_now();
+    }
+
+    /// The exchange takes bytes again.
+    pub(super) fn resume(&self) {
+        if self.paused.replace(false) {
+            self.wire.wake();
+        }
+    }
+
+    // What is sent.
+
+    /// Sends a request. On the application's side.
+    pub(super) fn send_request(
+        &self,
+        worker: &Worker,
+        key: Key,
+        head: &RequestHead,
+        framing: Framing,
+        asked: Asked,
+    ) {
+        self.key.set(Some(key));
+        self.asked.set(asked);
+        self.keep.set(!asked.connect && !asked.upgrade);
+        self.reading.set(Reading::Head);
+        write_request(head, framing, &mut self.wire.out());
+        worker.turn.flush(&self.wire);
+        self.sending.set(Some(framing));
+        if matches!(framing, Framing::Empty | Framing::Length(0)) {
+            self.sending.set(None);
+        }
+    }
+
+    /// Bytes will follow the request, whatever its framing said: a switch was accepted.
+    pub(super) fn switch_sending(&self) {
+        self.sending.set(Some(Framing::Tunnel));
+    }
+
+    /// What comes from the client is bytes from now on. On the client's side.
+    pub(super) fn switch_reading(&self) {
+        self.decoder.borrow_mut().switch();
+        self.keep.set(false);
+        self.reading.set(Reading::Body);
+        self.wire.wake();
+    }
+
+    /// Sends an interim response.
+    pub(super) fn send_interim(&self, worker: &Worker, head: &ResponseHead) {
+        write_response(head, Framing::Empty, &mut self.wire.out());
+        worker.turn.flush(&self.wire);
+    }
+
+    /// Sends the head of a response. Returns whether the connection is to be kept after it.
+    pub(super) fn send_response(&self, worker: &Worker, head: &ResponseHead, framing: Framing) {
+        write_response(head, framing, &mut self.wire.out());
+        worker.turn.flush(&self.wire);
+        self.sending.set(Some(framing));
+        if matches!(framing, Framing::Empty | Framing::Length(0)) {
+            self.message_sent(worker);
+        }
+    }
+
+    /// Whether the client's connection serves more requests, as far as is known now.
+    pub(super) fn keeps(&self) -> bool {
+        self.keep.get()
+    }
+
+    /// The response will say that the connection ends.
+    pub(super) fn close_after(&self) {
+        self.keep.set(false);
+    }
+
+    pub(super) fn send(&self, worker: &Worker, data: &[u8], end: bool) -> usize {
+        let Some(framing) = self.sending.get() else { return data.len() };
+        if !data.is_empty() {
+            let mut out = self.wire.out();
+            match framing {
+                Framing::Chunked => write_chunk(data, &mut out),
+                Framing::Length(left) => {
+                    // The other side's codec holds its peer to the length that it announced.
+                    let fits = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    out.extend_from_slice(&data[..fits]);
+                    self.sending.set(Some(Framing::Length(left - fits as u64)));
+                }
+                Framing::UntilClose | Framing::Tunnel => out.extend_from_slice(data),
+                Framing::Empty => {}
+            }
+        }
+        if end {
+            if framing == Framing::Chunked {
+                write_last_chunk(&Fields::default(), &mut self.wire.out());
+            }
+            self.message_sent(worker);
+        }
+        worker.turn.flush(&self.wire);
+        data.len()
+    }
+
+    pub(super) fn send_trailers(&self, worker: &Worker, trailers: &Fields) {
+        if self.sending.get() == Some(Framing::Chunked) {
+            write_last_chunk(trailers, &mut self.wire.out());
+        }
+        // Another framing has no place for trailers (RFC 9110, 6.5.1: they may be dropped).
+        self.message_sent(worker);
+        worker.turn.flush(&self.wire);
+    }
+
+    /// A message was sent to its end.
+    fn message_sent(&self, worker: &Worker) {
+        let framing = self.sending.take();
+        let cut_short = matches!(framing, Some(Framing::Length(left)) if left > 0);
+        if !self.is_server() {
+            if framing == Some(Framing::Tunnel) {
+                self.wire.finish();
+            }
+            return;
+        }
+        if framing == Some(Framing::Tunnel) {
+            // The client may still speak; the exchange ends the connection when both have ended.
+            return self.wire.finish();
+        }
+        self.key.set(None);
+        self.served.set(self.served.get().saturating_add(1));
+        self.since.set(Instant::now());
+        let whole = self.reading.get() == Reading::Whole;
+        if whole && self.keep.get() && !self.read_ended.get() && !cut_short {
+            self.reading.set(Reading::Head);
+            self.begun.set(false);
+            if !self.carry.borrow().is_empty() {
+                self.wire.wake();
+            }
+            return;
+        }
+        if cut_short {
+            self.wire.reset_on_close();
+        }
+        self.reading.set(Reading::Over);
+        worker.turn.flush(&self.wire);
+        self.wire.finish();
+        self.wire.wake();
+    }
+
+    /// The response was read to its end. On the application's side.
+    fn answered_whole(self: &Rc<Self>, worker: &Worker) {
+        let Side::Application { address, .. } = self.side else { return };
+        if self.sending.get() == Some(Framing::Tunnel) {
+            return;
+        }
+        self.key.set(None);
+        let clean = self.sending.get().is_none()
+            && self.keep.get()
+            && !self.read_ended.get()
+            && !self.dropped.get()
+            && !self.wire.is_broken();
+        if !clean {
+            return self.drop_now();
+        }
+        self.served.set(self.served.get().saturating_add(1));
+        self.since.set(Instant::now());
+        worker.apps.give(address, self.clone());
+    }
+
+    /// Whether an idle connection to an application can carry a request.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.dropped.get() && !self.read_ended.get() && !self.wire.is_broken()
+    }
+
+    /// Since when it has been idle.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.since.get()
+    }
+
+    /// Whether it has served an exchange before.
+    pub(super) fn was_used(&self) -> bool {
+        self.served.get() > 0
+    }
+
+    /// Ends it if it has waited for too long, or if its client should go elsewhere. On the client's side, now and then.
+    pub(super) fn sweep(&self, worker: &Worker, now: Instant) {
+        let Side::Client(server) = &self.side else { return };
+        if self.reading.get() == Reading::Over {
+            if self.wire.is_finishing() && now.saturating_duration_since(self.since.get()) >= LINGER {
+                self.drop_now();
+            }
+            return;
+        }
+        let leave = server.leaves(worker, self.served.get() > 0);
+        if self.key.get().is_some() {
+            if leave {
+                self.keep.set(false);
+            }
+            return;
+        }
+        let timeouts = &worker.ctx.config.timeouts;
+        let waited = now.saturating_duration_since(self.since.get());
+        if self.begun.get() {
+            if timeouts.headers.enabled().is_some_and(|limit| waited >= limit) {
+                self.drop_now();
+            }
+        } else if leave || timeouts.idle.enabled().is_some_and(|limit| waited >= limit) {
+            self.reading.set(Reading::Over);
+            self.since.set(now);
+            self.wire.finish();
+            self.wire.wake();
+        }
+    }
+}
