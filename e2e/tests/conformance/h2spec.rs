@@ -6,7 +6,6 @@
 //! The application speaks HTTP/2 alone: what begins as no HTTP at all is bytes for the mesh, and it is the application
 //! that h2spec then sees close the connection.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +22,15 @@ use crate::{HTTP2, World, tool};
 const PATIENCE: &str = "4";
 /// How many cases version 2.2.1 has, the strict one among them: a report that misses some proves nothing.
 const CASES: usize = 146;
+/// The length of its large header fields. Five of them, Huffman coded to seven bits a byte, have to exceed any frame that
+/// the sidecar takes (64 KiB), one has to fit into a frame of 16 KiB.
+const FIELD_LENGTH: &str = "15500";
 /// What h2spec asks for. Its body has to be longer than the five bytes that the flow control cases want.
 const PATH: &str = "/bytes/1000";
+/// What h2spec expects where it expects the connection's end. It means to take a reset for one, too, but has not
+/// recognised it since Go wraps that error; so it is recognised here.
+const CLOSED: &str = "Connection closed";
+const RESET: &str = "connection reset by peer";
 /// The whole run, within the suite's own limit.
 const RUN_LIMIT: Duration = Duration::from_secs(140);
 
@@ -38,13 +44,13 @@ pub(crate) fn cases() -> Vec<Case<World>> {
 
 /// The workload's own client.
 async fn outbound(world: Arc<World>) -> anyhow::Result<()> {
-    let address = world.web.look_up("http2.service.consul", HTTP2.port).await?;
-    judge(&world.web.host, address, "outbound").await
+    judge(&world.web.host, "http2.service.consul", HTTP2.port, "outbound").await
 }
 
 /// A client outside the mesh.
 async fn inbound_in_clear(world: Arc<World>) -> anyhow::Result<()> {
-    judge(&world.stranger, world.servers.host.at(HTTP2.port), "inbound-in-clear").await
+    let address = world.servers.host.v4().to_string();
+    judge(&world.stranger, &address, HTTP2.port, "inbound-in-clear").await
 }
 
 /// A peer that proves an identity of the mesh and then behaves as h2spec does.
@@ -53,13 +59,13 @@ async fn inbound_as_a_peer(world: Arc<World>) -> anyhow::Result<()> {
     let handshake = Handshake { leaf: Some(leaf), alpn: "outrigger-h2" };
     let target = world.servers.host.at(HTTP2.port);
     let address = tls::relay(&world.stranger, target, handshake).await?;
-    judge(&world.stranger, address, "inbound-as-a-peer").await
+    judge(&world.stranger, &address.ip().to_string(), address.port(), "inbound-as-a-peer").await
 }
 
-async fn judge(host: &Host, address: SocketAddr, side: &str) -> anyhow::Result<()> {
+async fn judge(host: &Host, server: &str, port: u16, side: &str) -> anyhow::Result<()> {
     let report = sandbox::get().logs.join(format!("h2spec-{side}.xml"));
     let mut command = tool("h2spec", &["--strict", "--timeout", PATIENCE, "--path", PATH])?;
-    command.arg("--host").arg(address.ip().to_string()).arg("--port").arg(address.port().to_string());
+    command.args(["--max-header-length", FIELD_LENGTH, "--host", server, "--port", &port.to_string()]);
     command.arg("--junit-report").arg(&report);
     let mut process = host.spawn(&format!("h2spec-{side}"), command).await?;
     // How it ends says whether something failed; the report says what.
@@ -93,6 +99,7 @@ fn read_report(text: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
         let amiss = match content.trim() {
             "" => None,
             text if text.starts_with("<skipped") => Some("skipped".to_owned()),
+            text if text.contains(CLOSED) && text.contains(RESET) => None,
             text => {
                 let text = ["<error>", "</error>", "<failure>", "</failure>"]
                     .iter()
