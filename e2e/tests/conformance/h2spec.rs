@@ -82,7 +82,7 @@ async fn judge(host: &Host, server: &str, port: u16, side: &str) -> anyhow::Resu
     Ok(())
 }
 
-/// The cases of a JUnit report as h2spec writes it: name (as h2spec takes it on its command line, then its title), and
+/// The cases of a `JUnit` report as h2spec writes it: name (as h2spec takes it on its command line, then its title), and
 /// what was amiss. h2spec puts its texts into the report unescaped, so that no XML parser would do.
 fn read_report(text: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
     let mut outcomes = Vec::new();
