@@ -18,7 +18,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --re
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.PHONY: need-rust need-go need-cc need-curl
+.PHONY: need-rust need-go need-cc need-curl need-python
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "make: Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
 need-cc:
@@ -26,6 +26,8 @@ need-cc:
 need-go:
 	@command -v go >/dev/null || { echo "make: Go is missing (the tests build a real Consul with it): install it from https://go.dev/dl" >&2; exit 1; }
 
+need-python:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python 3 with venv and pip is missing (the tests run its gRPC as a peer): apt-get install python3-venv" >&2; exit 1; }
 need-curl:
 	@command -v curl >/dev/null || { echo "make: curl is missing (the tests' unchanged client): apt-get install curl" >&2; exit 1; }
 
@@ -43,7 +45,7 @@ demo: build ## Run the mesh on this machine, no root needed (ONCE=1: headless; C
 	$(BIN)/outrigger demo $(if $(ONCE),--once) $(if $(CONSUL),--consul target/tools/consul)
 
 .PHONY: tools
-tools: need-go ## Build the real servers of the tests (Consul, gRPC's interop pair) from pinned Go modules
+tools: need-go need-python ## Build the tests' real servers and independent clients from pinned Go modules and PyPI
 	@e2e/tools/build.sh
 
 .PHONY: quick
@@ -51,13 +53,13 @@ quick: lint ## The inner loop: lint, unit and property tests
 	$(CARGO) test --locked --workspace --exclude outrigger-e2e
 
 .PHONY: test
-test: need-rust need-cc need-go need-curl tools build ## All tests that need no root: unit, property, namespaces, a real Consul
+test: need-rust need-cc need-go need-python need-curl tools build ## All tests that need no root: unit, property, namespaces, a real Consul
 	$(CARGO) test --locked --workspace --exclude outrigger-e2e
 	$(CARGO) test --locked -p outrigger-e2e
 	$(BIN)/outrigger demo --once
 
 .PHONY: test-root
-test-root: need-rust need-cc need-go need-curl tools build ## The suites that need several uids or Debian's servers (root)
+test-root: need-rust need-cc need-go need-python need-curl tools build ## The suites that need several uids or Debian's servers (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make: test-root needs root" >&2; exit 1; }
 	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features debian
 

@@ -22,6 +22,7 @@ use crate::faults::Front;
 use crate::network::{Host, Network};
 use crate::process::Process;
 use crate::sandbox;
+use crate::tls::Authority;
 use crate::wait::wait_until;
 
 /// Ports as DESIGN section 3 has them.
@@ -49,11 +50,13 @@ pub struct Setup {
     pub leaf_life: &'static str,
     /// Whether a [`Front`] stands between the controller and Consul.
     pub front: bool,
+    /// Whether workloads take plaintext: `Strict` or `Permissive`.
+    pub mtls: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { consul: Mode::Dev, leaf_life: "24h", front: false }
+        Self { consul: Mode::Dev, leaf_life: "24h", front: false, mtls: "Strict" }
     }
 }
 
@@ -128,6 +131,7 @@ impl Mesh {
             "api_listen": format!("127.0.0.1:{API_PORT}"),
             "metrics_listen": format!("[::]:{ADMIN_PORT}"),
             "leaf_life": self.setup.leaf_life,
+            "mtls": self.setup.mtls,
             "mesh_cidrs": ["10.77.0.0/24", "fd77::/64"],
             "consul": source,
         });
@@ -158,6 +162,14 @@ impl Mesh {
     /// The token with which the controller reads Consul, where ACLs are on.
     pub fn consul_token(&self) -> Option<&str> {
         self.consul_token.as_deref()
+    }
+
+    /// The authority that signs this mesh's workloads, from the controller's own store: for peers that speak as a
+    /// sidecar does and are none.
+    pub fn authority(&self) -> anyhow::Result<Authority> {
+        let store = data_dir().join("ca").join("ca.pem");
+        let text = std::fs::read_to_string(&store).with_context(|| format!("reading {}", store.display()))?;
+        Authority::below_root(&text)
     }
 
     /// What the controller has logged so far.

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::pin::Pin;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -176,8 +176,13 @@ impl Host {
         self.run(move || async move { Process::start(&name, &mut command) }).await
     }
 
-    /// Runs a process on the host to its end; its standard output, if it succeeds.
-    pub async fn output(&self, mut command: Command) -> anyhow::Result<String> {
+    /// Runs a process on the host to its end; its standard output as text, if it succeeds.
+    pub async fn output(&self, command: Command) -> anyhow::Result<String> {
+        Ok(String::from_utf8_lossy(&self.finish(command).await?.stdout).into_owned())
+    }
+
+    /// Runs a process on the host to its end; all that it wrote, if it succeeds.
+    pub async fn finish(&self, mut command: Command) -> anyhow::Result<Output> {
         let shown = format!("{command:?}");
         let output = self
             .run(move || async move {
@@ -188,7 +193,7 @@ impl Host {
             .await?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         anyhow::ensure!(output.status.success(), "{shown} on {}: {}\n{out}{err}", self.name, output.status);
-        Ok(out.into_owned())
+        Ok(output)
     }
 }
 

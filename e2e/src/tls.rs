@@ -1,16 +1,21 @@
-//! Certificates for what is not ours: Consul's TLS mode, and peers that the mesh must refuse.
+//! Certificates for what is not ours: Consul's TLS mode, peers that the mesh must refuse, and peers that speak as a
+//! sidecar does and are none.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsConnector;
 
 use crate::client;
@@ -21,17 +26,22 @@ pub const CLIENT_HELLO_12: &[u8] = b"\x16\x03\x01\x00\x47\x01\x00\x00\x43\x03\x0
     0123456789abcdef0123456789abcdef\x00\x00\x02\xc0\x2b\x01\x00\x00\x18\
     \x00\x0a\x00\x04\x00\x02\x00\x17\x00\x0b\x00\x02\x01\x00\x00\x0d\x00\x06\x00\x04\x04\x03\x08\x04";
 
+/// Ends a certificate in PEM (RFC 7468, section 5).
+const END: &str = "-----END CERTIFICATE-----";
+
 /// A certificate authority of a test.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    // Whether `pem` is trusted as it is; otherwise a leaf has to bring it along.
+    is_root: bool,
 }
 
 /// A leaf and its key, PEM.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// The certificate.
+    /// The certificate, and what stands between it and a root.
     pub chain: String,
     /// Its key.
     pub key: String,
@@ -60,10 +70,20 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).context("signing a root")?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), pem })
+        Ok(Self { issuer: Issuer::new(params, key), pem, is_root: true })
     }
 
-    /// The root, PEM.
+    /// An authority that exists, below a root: its certificate is the first in `text`, and its key the first key.
+    pub fn below_root(text: &str) -> anyhow::Result<Self> {
+        let end = text.find(END).context("there is no certificate")? + END.len();
+        let pem = format!("{}\n", &text[..end]);
+        let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).context("reading a CA's key")?;
+        let key = KeyPair::try_from(&key).context("using a CA's key")?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).context("reading a CA's certificate")?;
+        Ok(Self { issuer, pem, is_root: false })
+    }
+
+    /// Its certificate, PEM.
     pub fn pem(&self) -> String {
         self.pem.clone()
     }
@@ -88,32 +108,19 @@ impl Authority {
         let key = KeyPair::generate().context("making a key")?;
         let mut params = CertificateParams::default();
         params.subject_alt_names = names;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&key, &self.issuer).context("signing a leaf")?;
-        Ok(Leaf { chain: leaf.pem(), key: key.serialize_pem() })
+        let above = if self.is_root { "" } else { &self.pem };
+        Ok(Leaf { chain: leaf.pem() + above, key: key.serialize_pem() })
     }
 }
 
 /// Connects, shakes hands, sends a byte, and returns what came back before the server closed. In TLS 1.3 a server's
 /// refusal of the client arrives only after the client's side of the handshake is complete.
 pub async fn shake_hands(address: SocketAddr, handshake: Handshake) -> anyhow::Result<String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let trusting = Arc::new(TrustEverybody(Arc::clone(&provider)));
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .context("choosing TLS 1.3")?
-        .dangerous()
-        .with_custom_certificate_verifier(trusting);
-    let mut config = match handshake.leaf {
-        None => config.with_no_client_auth(),
-        Some(leaf) => {
-            let chain =
-                vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).context("reading a leaf")?];
-            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).context("reading its key")?;
-            config.with_client_auth_cert(chain, key).context("using a leaf")?
-        }
-    };
-    config.alpn_protocols = vec![handshake.alpn.as_bytes().to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
+    let connector = connector(&handshake)?;
     let name = ServerName::IpAddress(address.ip().into());
     let stream = client::connect(address).await?;
     let exchange = async {
@@ -125,6 +132,50 @@ pub async fn shake_hands(address: SocketAddr, handshake: Handshake) -> anyhow::R
         Ok(String::from_utf8_lossy(&answer[..count]).into_owned())
     };
     tokio::time::timeout(client::CLIENT_LIMIT, exchange).await.context("neither answered nor refused")?
+}
+
+/// Listens on `host`'s loopback and carries every connection to `target` over TLS with this introduction: it makes a
+/// client that speaks clear text look like a peer's sidecar. Works as long as the host lives; returns where it listens.
+pub async fn relay(host: &Host, target: SocketAddr, handshake: Handshake) -> anyhow::Result<SocketAddr> {
+    host.run(move || async move {
+        let connector = connector(&handshake)?;
+        let name = ServerName::IpAddress(target.ip().into());
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("listening for the relay")?;
+        let address = listener.local_addr().context("asking for the relay's address")?;
+        tokio::task::spawn_local(async move {
+            while let Ok((mut clear, _)) = listener.accept().await {
+                let (connector, name) = (connector.clone(), name.clone());
+                tokio::task::spawn_local(async move {
+                    let mut tls = connector.connect(name, client::connect(target).await?).await?;
+                    // An end or an error of one side becomes the end of the other: that is all a client sees of it.
+                    tokio::io::copy_bidirectional(&mut clear, &mut tls).await?;
+                    anyhow::Ok(())
+                });
+            }
+        });
+        Ok(address)
+    })
+    .await
+}
+
+fn connector(handshake: &Handshake) -> anyhow::Result<TlsConnector> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let trusting = Arc::new(TrustEverybody(Arc::clone(&provider)));
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .context("choosing TLS 1.3")?
+        .dangerous()
+        .with_custom_certificate_verifier(trusting);
+    let mut config = match &handshake.leaf {
+        None => config.with_no_client_auth(),
+        Some(leaf) => {
+            let chain = CertificateDer::pem_slice_iter(leaf.chain.as_bytes()).collect::<Result<_, _>>();
+            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).context("reading its key")?;
+            config.with_client_auth_cert(chain.context("reading a leaf")?, key).context("using a leaf")?
+        }
+    };
+    config.alpn_protocols = vec![handshake.alpn.as_bytes().to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Builds the real servers and independent clients that the end-to-end suites run, from the Go module proxy, into
+# Builds the real servers and independent clients that the end-to-end suites run, from the Go module proxy and PyPI, into
 # target/tools. Each lives in a Go module of its own beside this script, because their dependency graphs do not agree;
-# go.sum is what makes the build trustworthy. A tool is built again only when its go.mod or go.sum changed, so calling
-# this script twice is cheap. It works offline once the modules are in Go's cache.
+# go.sum, and the hashes in requirements.txt, are what makes the build trustworthy. A tool is built again only when what
+# it is made of changed, so calling this script twice is cheap. It works offline once the modules are in Go's cache.
 #
 # Usage: e2e/tools/build.sh [TOOL...]        (no argument: all of them)
 set -eu
@@ -15,11 +15,19 @@ tools='
 consul|consul|github.com/hashicorp/consul|about 3 minutes
 grpc-interop-client|grpc-interop|google.golang.org/grpc/interop/client|about 20 seconds
 grpc-interop-server|grpc-interop|google.golang.org/grpc/interop/server|a few seconds
+h2spec|h2spec|github.com/summerwind/h2spec/cmd/h2spec|about 20 seconds
+http-peer|http-peer|.|about 20 seconds
 '
 
 if ! command -v go >/dev/null 2>&1; then
 	echo "e2e/tools: 'go' is not on the PATH. The end-to-end suites run real Consul and gRPC peers, which are built" >&2
 	echo "from source: install Go 1.26 or newer (https://go.dev/dl/, or any 1.21+ that may fetch it) and try again." >&2
+	exit 69
+fi
+
+if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+	echo "e2e/tools: Python 3 with its venv and pip is missing. The end-to-end suites run Python's gRPC as an independent" >&2
+	echo "peer: install them (on Debian: apt-get install python3-venv) and try again." >&2
 	exit 69
 fi
 
@@ -43,7 +51,9 @@ wanted() {
 while IFS='|' read -r tool module package estimate; do
 	[ -n "$tool" ] || continue
 	wanted "$tool" "$@" || continue
-	key="$package $(cat "$here/$module/go.mod" "$here/$module/go.sum" | sha256sum | cut -c1-64)"
+	# Our own program has sources and no dependencies, the others the reverse.
+	made_of=$(for file in go.mod go.sum main.go; do [ ! -e "$here/$module/$file" ] || cat "$here/$module/$file"; done)
+	key="$package $(printf '%s\n' "$made_of" | sha256sum | cut -c1-64)"
 	if [ -x "$out/$tool" ] && [ "$(cat "$out/$tool.key" 2>/dev/null)" = "$key" ]; then
 		echo "e2e/tools: $tool is current"
 		continue
@@ -56,3 +66,26 @@ while IFS='|' read -r tool module package estimate; do
 done <<EOF
 $tools
 EOF
+
+# grpcio in a virtual environment of its own, and a command that runs our peer in it.
+if wanted grpc-python "$@"; then
+	made_of=$(cat "$here/grpc-python/requirements.txt" "$here/grpc-python/grpc_peer.py")
+	key="$(python3 --version) $(printf '%s\n' "$made_of" | sha256sum | cut -c1-64)"
+	if [ -x "$out/grpc-python" ] && [ "$(cat "$out/grpc-python.key" 2>/dev/null)" = "$key" ]; then
+		echo "e2e/tools: grpc-python is current"
+	else
+		echo "e2e/tools: installing grpcio from PyPI (about 15 seconds when nothing is cached)"
+		rm -rf "$out/grpc-python.key" "$out/python"
+		nice python3 -m venv "$out/python"
+		nice "$out/python/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+			--only-binary :all: --require-hashes -r "$here/grpc-python/requirements.txt"
+		cp "$here/grpc-python/grpc_peer.py" "$out/python/grpc_peer.py"
+		cat >"$out/grpc-python" <<'EOF'
+#!/bin/sh
+home=$(dirname "$0")/python
+exec "$home/bin/python" "$home/grpc_peer.py" "$@"
+EOF
+		chmod +x "$out/grpc-python"
+		printf '%s\n' "$key" >"$out/grpc-python.key"
+	fi
+fi

@@ -83,11 +83,17 @@ fn main() -> ExitCode {
         both("http1: body that breaks off", http::broken_body),
         both("http1: keep-alive", http::keep_alive),
         both("http1: many connections", http::many_connections),
-        both("http1: header order", raw::header_order),
+        both("http1: first lines and fields as they came", raw::header_order),
+        both("http1: odd targets", raw::odd_targets),
         both("http1: pipelining", raw::pipelining),
         both("http1: slow writer", raw::slow_writer),
         both("http1: Expect: 100-continue", raw::expect_continue),
         both("http1: interim responses", raw::interim),
+        both("http1: 304 with a length", raw::not_modified),
+        case("http1: a request that is framed twice", |world: Arc<World>| async move {
+            let target = world.meshed.clone();
+            world.meshed.client.run(move || raw::framed_twice(target)).await
+        }),
         both("http1: body until close", raw::until_close),
         both("http1: HTTP/1.0", raw::http10),
         both("http1: upgrades", raw::upgrade),

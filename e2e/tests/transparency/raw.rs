@@ -7,37 +7,32 @@ use outrigger_e2e::client::Raw;
 
 use crate::{AUTHORITY, HTTP, Observed, RAW, Target};
 
-/// A head: the request line or status code (a reason phrase means nothing, RFC 9112, section 4, and does not survive
-/// HTTP/2), then fields by name (names in lower case, in the order in
-/// which each name first appears, with all its values). The order among *different* fields of a repeated name is not
-/// kept by the HTTP library that the mesh stands on at present, and RFC 9110, section 5.3, gives it no meaning.
-fn fields(head: &str) -> Vec<String> {
+/// A head as it came: its first line, then every field in its place and with its name in its own case. White space
+/// around a value is no part of it (RFC 9112, section 5). The fields that belong to one connection (RFC 9110, section
+/// 7.6.1) are the sender's own: they come last, without case.
+fn lines(head: &str) -> Vec<String> {
     let mut lines = head.lines();
-    let mut seen: Vec<(String, Vec<String>)> = Vec::new();
-    let mut first = lines.next().unwrap_or_default().to_owned();
-    if first.starts_with("HTTP/") {
-        first = first.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    }
+    let first = lines.next().unwrap_or_default().to_owned();
+    let (mut end_to_end, mut hop_by_hop) = (vec![first], Vec::new());
     for line in lines.filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
-        let (name, mut value) = (name.to_ascii_lowercase(), value.trim().to_owned());
-        if name == "connection" {
-            // Options are tokens without case.
-            value = value.to_ascii_lowercase();
-        }
-        match seen.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, values)) => values.push(value),
-            None => seen.push((name, vec![value])),
+        let value = value.trim();
+        match name.to_ascii_lowercase().as_str() {
+            // Who called; and the clock.
+            "outrigger-client-id" | "date" => {}
+            "connection" | "upgrade" => hop_by_hop.push(line.to_ascii_lowercase().replace(": ", ":")),
+            // The length of an echoed head, which says only that it names the caller.
+            "content-length" if head.starts_with("HTTP/") => end_to_end.push(format!("{name}: ...")),
+            _ => end_to_end.push(format!("{name}: {value}")),
         }
     }
-    // Who called; the clock; and the length of an echoed head, which says only that it names the caller.
-    let ours = |name: &str| ["outrigger-client-id", "date", "content-length"].contains(&name);
-    let fields = seen.into_iter().filter(|(name, _)| !ours(name));
-    std::iter::once(first).chain(fields.map(|(name, values)| format!("{name}: {values:?}"))).collect()
+    hop_by_hop.sort();
+    end_to_end.extend(hop_by_hop);
+    end_to_end
 }
 
 fn note(seen: &mut Observed, what: &str, head: &str) {
-    for line in fields(head) {
+    for line in lines(head) {
         seen.note(format!("{what}: {line}"));
     }
 }
@@ -53,6 +48,21 @@ pub(crate) async fn header_order(target: Target) -> anyhow::Result<Observed> {
     let (head, body) = raw.read_response().await?;
     note(&mut seen, "response", &head);
     note(&mut seen, "request", &String::from_utf8_lossy(&body));
+    ensure!(head.starts_with("HTTP/1.1 200 Fine By Me\r\n"), "{head}");
+    Ok(seen)
+}
+
+/// Targets that a URI library would tidy or refuse, and browsers send.
+pub(crate) async fn odd_targets(target: Target) -> anyhow::Result<Observed> {
+    let mut seen = Observed::default();
+    let mut raw = Raw::connect(target.at(RAW)).await?;
+    for path in ["/a//b/./../c", "/%7e%2F%zz", "/a?b?c=/&&=%00", "/q?brackets[]={}|", "/?"] {
+        raw.send(format!("GET {path} HTTP/1.1\r\nHost: {AUTHORITY}\r\n\r\n")).await?;
+        let (head, body) = raw.read_response().await.with_context(|| format!("asking for {path}"))?;
+        // The fields have cases of their own.
+        let body = String::from_utf8_lossy(&body).into_owned();
+        seen.note(format!("{path}: {} {}", &head[..12], body.lines().next().unwrap_or_default()));
+    }
     Ok(seen)
 }
 
@@ -102,14 +112,10 @@ pub(crate) async fn expect_continue(target: Target) -> anyhow::Result<Observed> 
     note(&mut seen, "continued", status.lines().next().unwrap_or_default());
     ensure!(String::from_utf8_lossy(&body).contains("\"length\":10"), "the body did not arrive");
 
-    // Refused: the final status comes without the body having been sent. A proxy may invite the body before it knows
-    // (RFC 9110, section 10.1.1, lets any recipient), and ours does until it has codecs of its own.
+    // Refused: the final status comes without the body having been asked for.
     let mut raw = Raw::connect(target.at(HTTP)).await?;
     raw.send(format!("POST /early {head}")).await?;
-    let (mut status, mut body) = raw.read_response().await?;
-    if status.starts_with("HTTP/1.1 100") {
-        (status, body) = raw.read_response().await?;
-    }
+    let (status, body) = raw.read_response().await?;
     note(&mut seen, "refused", status.lines().next().unwrap_or_default());
     seen.body("refused", &body);
     ensure!(status.starts_with("HTTP/1.1 417"), "{status}");
@@ -120,14 +126,45 @@ pub(crate) async fn interim(target: Target) -> anyhow::Result<Observed> {
     let mut seen = Observed::default();
     let mut raw = Raw::connect(target.at(RAW)).await?;
     raw.send(format!("GET /interim HTTP/1.1\r\nHost: {AUTHORITY}\r\n\r\n")).await?;
-    let (mut head, mut body) = raw.read_response().await?;
-    // Forwarding a 1xx is optional for a proxy that did not ask for it (RFC 9110, section 15.2), the answer is not.
-    if head.starts_with("HTTP/1.1 103") {
-        (head, body) = raw.read_response().await?;
-    }
+    // Only the 100 that a proxy asked for itself may stay with it (RFC 9110, section 15.2).
+    let (hint, _) = raw.read_response().await?;
+    ensure!(hint.starts_with("HTTP/1.1 103 Early Hints\r\n"), "{hint}");
+    note(&mut seen, "hint", &hint);
+    let (head, body) = raw.read_response().await?;
     note(&mut seen, "response", &head);
     note(&mut seen, "request", &String::from_utf8_lossy(&body));
     Ok(seen)
+}
+
+/// A 304 says how long the body would be that it does not have (RFC 9110, section 8.6).
+pub(crate) async fn not_modified(target: Target) -> anyhow::Result<Observed> {
+    let mut seen = Observed::default();
+    let mut raw = Raw::connect(target.at(RAW)).await?;
+    for i in 0..3 {
+        let condition = "If-None-Match: \"v1\"\r\n";
+        raw.send(format!("GET /not-modified/{i} HTTP/1.1\r\nHost: {AUTHORITY}\r\n{condition}\r\n")).await?;
+        let head = String::from_utf8_lossy(&raw.read_until(b"\r\n\r\n").await?).into_owned();
+        ensure!(head.contains("\r\nContent-Length: 1234\r\n"), "{head}");
+        note(&mut seen, "not modified", &head);
+    }
+    Ok(seen)
+}
+
+/// A request that is framed twice has two ends, and whoever reads the other one reads another request behind it (RFC
+/// 9112, section 6.3). It is refused, the connection closed, and the application sees nothing.
+pub(crate) async fn framed_twice(target: Target) -> anyhow::Result<()> {
+    let (length, chunked) = ("Content-Length: 6\r\n", "Transfer-Encoding: chunked\r\n");
+    for framing in [[length, chunked], [chunked, length]] {
+        let framing = framing.concat();
+        let mut raw = Raw::connect(target.at(RAW)).await?;
+        let smuggled = format!("GET /smuggled HTTP/1.1\r\nHost: {AUTHORITY}\r\n\r\n");
+        raw.send(format!("POST / HTTP/1.1\r\nHost: {AUTHORITY}\r\n{framing}\r\n0\r\n\r\n{smuggled}")).await?;
+        let all = String::from_utf8_lossy(&raw.read_to_end().await?).into_owned();
+        ensure!(all.starts_with("HTTP/1.1 400 "), "the answer is {all:?}");
+        ensure!(all.to_ascii_lowercase().contains("\r\noutrigger-reason: "), "no reason is given: {all:?}");
+        ensure!(!all.contains("POST /") && !all.contains("/smuggled"), "the application answered: {all:?}");
+    }
+    Ok(())
 }
 
 /// The end of the connection is the end of the body.

@@ -25,21 +25,24 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS_LIMIT: usize = 256 * 1024;
 
 pub(crate) async fn serve(stream: TcpStream, name: &'static str) -> anyhow::Result<()> {
-    let http2 = is_http2(&stream).await?;
-    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
-    let io = TokioIo::new(stream);
-    if http2 {
-        let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        server
-            .timer(TokioTimer::new())
-            .max_header_list_size(u32::try_from(HEADERS_LIMIT)?)
-            .enable_connect_protocol();
-        server.serve_connection(io, service).await.context("serving HTTP/2")
-    } else {
-        let mut server = hyper::server::conn::http1::Builder::new();
-        server.timer(TokioTimer::new()).max_buf_size(HEADERS_LIMIT).half_close(true);
-        server.serve_connection(io, service).with_upgrades().await.context("serving HTTP/1.1")
+    if is_http2(&stream).await? {
+        return serve_http2(stream, name).await;
     }
+    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).max_buf_size(HEADERS_LIMIT).half_close(true);
+    let served = server.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+    served.context("serving HTTP/1.1")
+}
+
+pub(crate) async fn serve_http2(stream: TcpStream, name: &'static str) -> anyhow::Result<()> {
+    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+    let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(HEADERS_LIMIT)?)
+        .enable_connect_protocol();
+    server.serve_connection(TokioIo::new(stream), service).await.context("serving HTTP/2")
 }
 
 /// Looks at the first bytes without taking them.

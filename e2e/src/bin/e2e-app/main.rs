@@ -23,6 +23,9 @@ struct Arguments {
     /// Ports with HTTP/1.1 and HTTP/2 in clear text (prior knowledge).
     #[arg(long)]
     http: Vec<u16>,
+    /// Ports with the same in HTTP/2 alone, whatever the first bytes are.
+    #[arg(long)]
+    http2: Vec<u16>,
     /// Ports with HTTP/1.1 by hand: answers with the request head exactly as it came.
     #[arg(long)]
     raw: Vec<u16>,
@@ -54,6 +57,10 @@ async fn main() -> anyhow::Result<()> {
     for port in arguments.http {
         let listener = listen(port).await?;
         tokio::spawn(accept(listener, move |stream| http::serve(stream, name)));
+    }
+    for port in arguments.http2 {
+        let listener = listen(port).await?;
+        tokio::spawn(accept(listener, move |stream| http::serve_http2(stream, name)));
     }
     for port in arguments.raw {
         tokio::spawn(accept(listen(port).await?, raw::serve));

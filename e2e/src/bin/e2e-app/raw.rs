@@ -8,7 +8,8 @@ use tokio::net::TcpStream;
 const HEAD_LIMIT: usize = 256 * 1024;
 
 /// Serves requests one after the other until the peer closes. A path that starts with `/interim` gets a 103 first;
-/// `/close` is answered without a length, the end of the connection being the end of the body.
+/// `/close` is answered without a length, the end of the connection being the end of the body; `/not-modified` with a
+/// 304 that has a length, and no body.
 pub(crate) async fn serve(mut stream: TcpStream) -> anyhow::Result<()> {
     let mut buffer = Vec::new();
     loop {
@@ -36,6 +37,12 @@ pub(crate) async fn serve(mut stream: TcpStream) -> anyhow::Result<()> {
         if path.starts_with("/interim") {
             let hints = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n";
             stream.write_all(hints).await.context("sending an interim response")?;
+        }
+        if path.starts_with("/not-modified") {
+            let head =
+                b"HTTP/1.1 304 Not Modified\r\nETag: \"v1\"\r\nContent-Length: 1234\r\nX-Last: 1\r\n\r\n";
+            stream.write_all(head).await.context("sending a 304")?;
+            continue;
         }
         let until_close = path.starts_with("/close");
         let framing = if until_close {

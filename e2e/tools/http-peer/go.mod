@@ -1,0 +1,3 @@
+module outrigger.dev/e2e/tools/http-peer
+
+go 1.26.0
