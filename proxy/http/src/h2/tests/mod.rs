@@ -1,4 +1,11 @@
 //! Tests of whole connections. What stands here: one end with its buffers, and frames written by hand.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::decimal_bitwise_operands,
+    clippy::field_reassign_with_default,
+    clippy::large_stack_arrays,
+    reason = "frames made by hand, of known sizes"
+)]
 
 mod abuse;
 mod exchange;
