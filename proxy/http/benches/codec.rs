@@ -1,4 +1,5 @@
-//! What the codecs cost: the heads of a small request and of its response, as a proxy sees them thousands of times a second.
+//! What the codecs cost: the heads of a small request and of its response, as a proxy sees them thousands of times a
+//! second.
 //!
 //! `cargo bench -p outrigger-http`
 
@@ -143,7 +144,8 @@ fn http2(c: &mut Criterion) {
     c.bench_function("h2: exchange of a request and its response", |b| b.iter(|| exchange(1)));
     c.bench_function("h2: 32 exchanges at once", |b| b.iter(|| exchange(32)));
 
-    // Heads alone: one that was encoded by us, decoded again and again. Interim responses are the only heads that may repeat on a stream.
+    // Heads alone: one that was encoded by us, decoded again and again. Interim responses are the only heads that may
+    // repeat on a stream.
     let (mut client, mut server) = pair(&response);
     let id = client.connection.request(&request, true, 0, &mut client.out).expect("room");
     let sent = std::mem::take(&mut client.out);

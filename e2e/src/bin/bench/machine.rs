@@ -27,6 +27,8 @@ pub(crate) const MAX_STEAL: f64 = 0.015;
 const FILES: u64 = 20_000;
 /// The priority of everything here, where it may be raised: builds beside it then get a few per cent.
 const NICENESS: &str = "-15";
+/// Where the scheduler keeps it for a session: everything that was started from one terminal.
+const AUTOGROUP: &str = "/proc/self/autogroup";
 /// The unit of `/proc/stat`: `USER_HZ`, 100 on every Linux.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -46,7 +48,7 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
 
 /// Raises the limit of open files and, where that is allowed, this process's priority: builds on the same machine
 /// then take less from it. What it starts inherits both, proxies of all kinds alike.
-pub(crate) fn prepare() -> Result<()> {
+pub(crate) fn prepare() -> Result<Priority> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
     let wanted = FILES.min(hard).max(soft);
     setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).context("raising the limit of open files")?;
@@ -58,8 +60,25 @@ pub(crate) fn prepare() -> Result<()> {
         .stderr(Stdio::null())
         .status();
     // Where the scheduler groups processes by session, niceness counts within a group, and the group has its own.
-    let _ = fs::write("/proc/self/autogroup", NICENESS);
-    pin(LOAD_CPU)
+    let before = fs::read_to_string(AUTOGROUP).ok();
+    let before = before.and_then(|text| Some(text.trim().rsplit_once("nice ")?.1.to_owned()));
+    let _ = fs::write(AUTOGROUP, NICENESS);
+    pin(LOAD_CPU)?;
+    Ok(Priority { before })
+}
+
+/// The session's priority, which outlives this process unless it is put back.
+#[must_use = "the session gets its priority back when this is dropped"]
+pub(crate) struct Priority {
+    before: Option<String>,
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = fs::write(AUTOGROUP, before);
+        }
+    }
 }
 
 /// What the two processors have done since they started.

@@ -108,7 +108,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let plan = plan(&arguments)?;
-    machine::prepare()?;
+    let _priority = machine::prepare()?;
     let target = target()?;
     let folder = target.join("bench/run");
     if folder.exists() {

@@ -112,6 +112,10 @@ impl Chunks {
             b'0'..=b'9' => digit - b'0',
             _ => (digit | 0x20) - b'a' + 10,
         };
+        // Readers that count with signs see another size from 2^63 on.
+        if self.left >= 1 << 59 {
+            return Err(Error::Malformed("the size of a chunk is too long"));
+        }
         self.left = self.left << 4 | u64::from(value);
         Ok(At::Size)
     }

@@ -1,21 +1,22 @@
-//! How much useless work a peer may cause (RFC 9113, 10.5): cheap to ask for, dear to serve, and no legal frame among it is wrong in
-//! itself.
+//! How much useless work a peer may cause (RFC 9113, 10.5): cheap to ask for, dear to serve, and no legal frame among
+//! it is wrong in itself.
 //!
-//! Fixed rates would punish busy connections that many callers share: one call in a hundred that is cancelled is many a second. So a bucket is
-//! refilled by time *and* by useful work. Whoever wants to waste one unit more must first do an honest one.
+//! Fixed rates would punish busy connections that many callers share: one call in a hundred that is cancelled is many a
+//! second. So a bucket is refilled by time *and* by useful work. Whoever wants to waste one unit more must first do an
+//! honest one.
 
 use super::{Code, Fatal};
 
-/// How much useless work a peer may cause; each is a bucket that [`tick`](super::Connection::tick) fills up, about once a second, and
-/// that useful work refills one by one: a stream that came to its end, a frame with data.
+/// How much useless work a peer may cause; each is a bucket that [`tick`](super::Connection::tick) fills up, about once
+/// a second, and that useful work refills one by one: a stream that came to its end, a frame with data.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     /// Streams that the peer opened and reset before they were answered (rapid reset, CVE-2023-44487).
     pub resets: u32,
     /// Streams that we reset because the peer broke a rule or opened too many (MadeYouReset, CVE-2025-8671).
     pub errors: u32,
-    /// Frames without use: SETTINGS, PING, PRIORITY, empty DATA, small CONTINUATION, frames for closed streams, unknown types, interim
-    /// responses.
+    /// Frames without use: SETTINGS, PING, PRIORITY, empty DATA, small CONTINUATION, frames for closed streams, unknown
+    /// types, interim responses.
     pub frames: u32,
 }
 

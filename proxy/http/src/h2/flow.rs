@@ -72,8 +72,8 @@ impl ReceiveWindow {
         self.left = self.left.saturating_sub(by);
     }
 
-    /// Bytes were used up and may be sent anew. Returns the increment to tell once it is half of the window: fewer, larger updates, and
-    /// the peer still never runs dry while we keep up.
+    /// Bytes were used up and may be sent anew. Returns the increment to tell once it is half of the window: fewer,
+    /// larger updates, and the peer still never runs dry while we keep up.
     pub(super) fn release(&mut self, bytes: usize, window: u32) -> Option<u32> {
         self.released = self.released.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         if self.released < (window / 2).max(1) {

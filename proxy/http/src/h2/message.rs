@@ -1,7 +1,7 @@
 //! What may stand in a head (RFC 9113, 8.2, 8.3 and 8.5; RFC 8441, 4), read line by line as HPACK decodes it.
 //!
-//! All of it is checked here, before anyone acts: what leaves for an HTTP/1.1 application must not be able to contain another line or
-//! another request. Offenders are *malformed* (8.1.1): a stream error.
+//! All of it is checked here, before anyone acts: what leaves for an HTTP/1.1 application must not be able to contain
+//! another line or another request. Offenders are *malformed* (8.1.1): a stream error.
 #![allow(clippy::cast_possible_truncation, reason = "a table of all bytes")]
 
 use super::stream::Asked;
@@ -205,11 +205,13 @@ impl<'a> Trailers<'a> {
     }
 }
 
-/// What a byte may not be part of. A class instead of a yes or no, so that the bytes of a text can be joined by "or" without a branch for each.
+/// What a byte may not be part of. A class instead of a yes or no, so that the bytes of a text can be joined by "or"
+/// without a branch for each.
 const NO_TOKEN: u8 = 1;
 const NO_NAME: u8 = 2;
 
-/// The classes of each byte: tokens (RFC 9110, 5.6.2), and names of fields, which are tokens without upper case (8.2.1).
+/// The classes of each byte: tokens (RFC 9110, 5.6.2), and names of fields, which are tokens without upper case
+/// (8.2.1).
 const CLASSES: [u8; 256] = {
     let mut table = [NO_TOKEN | NO_NAME; 256];
     let mut byte = 0;
@@ -262,8 +264,8 @@ fn is_value(value: &[u8]) -> bool {
 /// Whether a byte is below 0x20; eight bytes at a time.
 fn has_control(text: &[u8]) -> bool {
     let (words, rest) = text.as_chunks::<8>();
-    // The top bit of a byte is set where subtracting 0x20 borrowed and the byte itself had none. A borrow from a byte below may set it
-    // wrongly, but then that byte is one.
+    // The top bit of a byte is set where subtracting 0x20 borrowed and the byte itself had none. A borrow from a byte
+    // below may set it wrongly, but then that byte is one.
     let controls = |bytes: &[u8; 8]| {
         let word = u64::from_ne_bytes(*bytes);
         word.wrapping_sub(0x2020_2020_2020_2020) & !word & 0x8080_8080_8080_8080

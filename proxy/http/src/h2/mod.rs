@@ -1,13 +1,13 @@
 //! HTTP/2 (RFC 9113), with HPACK (RFC 7541) and extended CONNECT (RFC 8441).
 //!
-//! [`Connection`] is one end of a connection, client or server. Nothing is buffered but what cannot be told yet: a field block that comes
-//! in several frames. Data is handed out as slices of the caller's input, in pieces as they come, and its window opens again when the
-//! caller says that the bytes are gone ([`Connection::release`]): back-pressure is the caller's, per stream and for the whole connection.
-//! Likewise nothing is queued for sending: what a window does not allow stays with the caller, who hears of it when there is room
-//! ([`Event::Writable`]).
+//! [`Connection`] is one end of a connection, client or server. Nothing is buffered but what cannot be told yet: a
+//! field block that comes in several frames. Data is handed out as slices of the caller's input, in pieces as they
+//! come, and its window opens again when the caller says that the bytes are gone ([`Connection::release`]):
+//! back-pressure is the caller's, per stream and for the whole connection. Likewise nothing is queued for sending: what
+//! a window does not allow stays with the caller, who hears of it when there is room ([`Event::Writable`]).
 //!
-//! Where the RFC leaves the choice between a stream error and a connection error we take the connection error if only a broken peer could get
-//! there, and the stream error if a good proxy could be made to pass on somebody's bad request.
+//! Where the RFC leaves the choice between a stream error and a connection error we take the connection error if only a
+//! broken peer could get there, and the stream error if a good proxy could be made to pass on somebody's bad request.
 //!
 //! - [`connection`]: states and rules, in the order in which bytes meet them
 //! - [`frame`], [`settings`], [`hpack`]: bytes
@@ -54,13 +54,14 @@ pub struct Config {
     pub streams: u32,
     /// Bytes of one stream that we take before they are released; at most 2^31-1.
     pub stream_window: u32,
-    /// Bytes of all streams that we take before they are released; 65,535 to 2^31-1 (less counts as 65,535, which the protocol gives).
+    /// Bytes of all streams that we take before they are released; 65,535 to 2^31-1 (less counts as 65,535, which the
+    /// protocol gives).
     pub connection_window: u32,
-    /// The largest frame that we take, 2^14 to 2^24-1 bytes (what is outside counts as the nearer end). Also the largest DATA frame that we send, where
-    /// the peer takes it.
+    /// The largest frame that we take, 2^14 to 2^24-1 bytes (what is outside counts as the nearer end). Also the
+    /// largest DATA frame that we send, where the peer takes it.
     pub frame_bytes: u32,
-    /// The largest head or trailer section: names, values and 32 bytes for each line (RFC 9113, 6.5.2). Compressed, a head may take up to
-    /// twice that before the connection ends.
+    /// The largest head or trailer section: names, values and 32 bytes for each line (RFC 9113, 6.5.2). Compressed, a
+    /// head may take up to twice that before the connection ends.
     pub head_bytes: u32,
     /// The most lines of one head, without pseudo-fields.
     pub fields: usize,
@@ -70,7 +71,8 @@ pub struct Config {
     pub budget: Budget,
 }
 
-/// Where heads are read into: one for all connections of a thread, since an event is dealt with before the next is asked for.
+/// Where heads are read into: one for all connections of a thread, since an event is dealt with before the next is
+/// asked for.
 #[derive(Debug, Default)]
 pub struct Heads {
     /// Of [`Event::Request`].
@@ -84,7 +86,8 @@ pub struct Heads {
 /// What the peer has said. `key` is what [`Connection::attach`] or [`Connection::request`] gave the stream, else 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Nothing more to tell. Bytes that were not consumed are the beginning of something: call again with more behind them.
+    /// Nothing more to tell. Bytes that were not consumed are the beginning of something: call again with more behind
+    /// them.
     More,
     /// Server: a request, in [`Heads::request`].
     Request {
@@ -93,7 +96,8 @@ pub enum Event<'a> {
         /// There is no body.
         end: bool,
     },
-    /// Server: a request whose head exceeds [`Config::head_bytes`] or [`Config::fields`]. It was decoded and thrown away. The caller answers 431.
+    /// Server: a request whose head exceeds [`Config::head_bytes`] or [`Config::fields`]. It was decoded and thrown
+    /// away. The caller answers 431.
     TooLarge {
         /// The stream.
         id: StreamId,
@@ -127,8 +131,8 @@ pub enum Event<'a> {
         /// The caller's key.
         key: u64,
     },
-    /// The stream is gone, by the peer's decision or because the peer broke a rule. Not told after [`Connection::reset`], nor of requests
-    /// that were never told.
+    /// The stream is gone, by the peer's decision or because the peer broke a rule. Not told after
+    /// [`Connection::reset`], nor of requests that were never told.
     Reset {
         /// The stream.
         id: StreamId,
@@ -138,7 +142,8 @@ pub enum Event<'a> {
         code: Code,
         /// Whether the peer reset it; else we did.
         by_peer: bool,
-        /// The peer says that it did nothing with the request (GOAWAY left it out, or `REFUSED_STREAM`): it may be sent again.
+        /// The peer says that it did nothing with the request (GOAWAY left it out, or `REFUSED_STREAM`): it may be sent
+        /// again.
         unprocessed: bool,
     },
     /// There is room for a stream for which [`Connection::capacity`] was 0 or [`Connection::data`] took less than all.

@@ -14,11 +14,12 @@ const ENABLE_CONNECT_PROTOCOL: u16 = 0x8;
 /// The size of an HPACK dynamic table unless SETTINGS say otherwise, in bytes. We keep it for our decoder.
 pub(super) const HEADER_TABLE_BYTES: u32 = 4096;
 
-/// How many streams a client opens before it has seen the server's SETTINGS. The RFC has no limit there; 100 is the least that it asks
-/// servers to allow (6.5.2), so more would risk refusals.
+/// How many streams a client opens before it has seen the server's SETTINGS. The RFC has no limit there; 100 is the
+/// least that it asks servers to allow (6.5.2), so more would risk refusals.
 const STREAMS_UNTOLD: u32 = 100;
 
-/// What the peer set, as far as it binds us. Its MAX_HEADER_LIST_SIZE is advice (6.5.2) that only the application could follow.
+/// What the peer set, as far as it binds us. Its MAX_HEADER_LIST_SIZE is advice (6.5.2) that only the application could
+/// follow.
 #[derive(Debug)]
 pub(super) struct Peer {
     /// Bytes of dynamic table that the peer's decoder keeps for us.
@@ -44,7 +45,8 @@ impl Peer {
         }
     }
 
-    /// Takes over a SETTINGS payload. Of several values for one parameter the last counts, as if each had been applied in turn.
+    /// Takes over a SETTINGS payload. Of several values for one parameter the last counts, as if each had been applied
+    /// in turn.
     pub(super) fn apply(&mut self, payload: &[u8], role: Role) -> Result<(), Fatal> {
         let (entries, rest) = payload.as_chunks::<6>();
         if !rest.is_empty() {

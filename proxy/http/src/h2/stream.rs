@@ -1,8 +1,9 @@
 //! The streams of a connection (RFC 9113, 5.1).
 //!
-//! Only streams that are open or half-closed are kept. "Idle" and "closed" follow from the number: streams are opened in rising order, so
-//! one above the highest is idle, and one below it that is not kept is closed. The one thing that this cannot tell is *why* a stream is
-//! closed, and that matters: after our own reset the peer's frames may still be on their way. [`LateFrames`] knows.
+//! Only streams that are open or half-closed are kept. "Idle" and "closed" follow from the number: streams are opened
+//! in rising order, so one above the highest is idle, and one below it that is not kept is closed. The one thing that
+//! this cannot tell is *why* a stream is closed, and that matters: after our own reset the peer's frames may still be
+//! on their way. [`LateFrames`] knows.
 #![allow(clippy::cast_possible_truncation, reason = "a hasher mixes the halves of a word")]
 
 use super::flow::{ReceiveWindow, SendWindow};
@@ -89,8 +90,8 @@ impl Stream {
 
 pub(super) type Streams = HashMap<StreamId, Stream, BuildHasherDefault<Spread>>;
 
-/// Hashes a stream's number. Peers choose the numbers of their streams, but no more than [`Config::streams`](super::Config::streams) of
-/// them at once: collisions cannot hurt, so one multiplication will do.
+/// Hashes a stream's number. Peers choose the numbers of their streams, but no more than
+/// [`Config::streams`](super::Config::streams) of them at once: collisions cannot hurt, so one multiplication will do.
 #[derive(Debug, Default)]
 pub(super) struct Spread(u64);
 
@@ -100,7 +101,8 @@ impl Hasher for Spread {
     }
 
     fn write_u32(&mut self, id: u32) {
-        // 2^64 divided by the golden ratio. The table takes its index from the low bits, and the product's best are in its middle.
+        // 2^64 divided by the golden ratio. The table takes its index from the low bits, and the product's best are in
+        // its middle.
         self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32);
     }
 
@@ -114,14 +116,16 @@ impl Hasher for Spread {
 /// How many streams that we reset are known one by one.
 const REMEMBERED: usize = 128;
 
-/// Frames without data that an honest peer may have on its way when it learns of a reset: an interim and a final head, trailers, a window, its
-/// own reset.
+/// Frames without data that an honest peer may have on its way when it learns of a reset: an interim and a final head,
+/// trailers, a window, its own reset.
 const FRAMES_ON_THEIR_WAY: u32 = 5;
 
-/// Which closed streams the peer may still send for, because it may not have seen our reset (5.1, "closed"), and how much of it is no abuse.
+/// Which closed streams the peer may still send for, because it may not have seen our reset (5.1, "closed"), and how
+/// much of it is no abuse.
 ///
-/// Memory is bounded by number and by time. What is forgotten is judged leniently: all closed streams up to the highest forgotten one may be
-/// late, for an error that a broken peer gets away with is better than a good peer's connection that ends.
+/// Memory is bounded by number and by time. What is forgotten is judged leniently: all closed streams up to the highest
+/// forgotten one may be late, for an error that a broken peer gets away with is better than a good peer's connection
+/// that ends.
 #[derive(Debug, Default)]
 pub(super) struct LateFrames {
     reset: Vec<StreamId>,
@@ -147,7 +151,8 @@ impl LateFrames {
         id <= self.forgotten || self.reset.contains(&id)
     }
 
-    /// A frame came late. False if honest peers have no more than what came before. Data counts by its bytes, for it may be cut small.
+    /// A frame came late. False if honest peers have no more than what came before. Data counts by its bytes, for it
+    /// may be cut small.
     #[must_use]
     pub(super) fn take(&mut self, data: u32) -> bool {
         let (left, one) = if data > 0 { (&mut self.bytes, data) } else { (&mut self.frames, 1) };

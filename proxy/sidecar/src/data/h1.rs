@@ -571,7 +571,9 @@ impl H1 {
         self.served.set(self.served.get().saturating_add(1));
         self.since.set(Instant::now());
         let whole = self.reading.get() == Reading::Whole;
-        if whole && self.keep.get() && !self.read_ended.get() && !cut_short {
+        // A client may end its half behind requests that wait for their turn.
+        let more_may_come = !self.read_ended.get() || !self.carry.borrow().is_empty();
+        if whole && self.keep.get() && more_may_come && !cut_short {
             self.reading.set(Reading::Head);
             self.begun.set(false);
             if !self.carry.borrow().is_empty() {

@@ -64,6 +64,8 @@ pub(crate) struct H2 {
     codec: RefCell<Connection>,
     /// Read and not understood yet.
     carry: RefCell<Vec<u8>>,
+    /// Since when the beginning of a frame waits for its rest.
+    begun: Cell<Option<Instant>>,
     /// When bytes came last.
     heard: Cell<Instant>,
     /// When a ping was sent that has no answer yet.
@@ -115,6 +117,7 @@ impl H2 {
             side,
             codec: RefCell::new(codec),
             carry: RefCell::default(),
+            begun: Cell::new(None),
             heard: Cell::new(now),
             pinged: Cell::new(None),
             idle_since: Cell::new(now),
@@ -185,6 +188,11 @@ impl H2 {
             } else {
                 carry.drain(..used);
             }
+        }
+        if carry.is_empty() {
+            self.begun.set(None);
+        } else if self.begun.get().is_none() {
+            self.begun.set(Some(worker.clock()));
         }
         *self.carry.borrow_mut() = carry;
         if !self.wire.out().is_empty() {
@@ -443,6 +451,14 @@ impl H2 {
                 self.wire.give_up();
             }
             return;
+        }
+        let slow = worker.ctx.config.timeouts.headers.enabled();
+        if let (Some(limit), Some(begun)) = (slow, self.begun.get())
+            && now.saturating_duration_since(begun) >= limit
+        {
+            tracing::debug!("a frame does not come to its end");
+            self.codec.borrow_mut().close(Code::ENHANCE_YOUR_CALM, &mut self.wire.out());
+            return self.finish();
         }
         self.codec.borrow_mut().tick();
         self.look_for_the_end();

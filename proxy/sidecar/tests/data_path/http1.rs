@@ -291,3 +291,17 @@ async fn a_response_that_is_cut_off_is_not_taken_for_a_whole_one() {
         assert!(soon("the cut", response.into_body().collect()).await.is_err());
     }
 }
+
+#[tokio::test]
+async fn requests_that_were_sent_ahead_are_answered_after_the_client_has_ended() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let app = http1_app(echo).await;
+    let pair = pair(app, Protocol::Detect);
+    let mut stream = tokio::net::TcpStream::connect(pair.address).await.unwrap();
+    let requests = "GET /1 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3);
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answers = String::new();
+    soon("the answers", stream.read_to_string(&mut answers)).await.unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 3, "{answers}");
+}

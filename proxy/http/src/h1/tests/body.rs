@@ -94,10 +94,14 @@ fn a_chunk_that_could_be_read_in_two_ways_is_refused() {
 
 /// [A6]
 #[test]
-fn the_largest_chunk_is_what_64_bits_hold() {
+fn the_largest_chunk_is_what_63_bits_hold() {
     let (_, mut decoder, _) = request(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
     let mut trailers = Fields::default();
-    let input = b"ffffffffffffffff\r\nabc";
+    for too_large in [b"8000000000000000\r\n", b"ffffffffffffffff\r\n"] {
+        let (_, mut decoder, _) = request(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+        assert!(matches!(decoder.body(too_large, &mut trailers), Err(Error::Malformed(_))));
+    }
+    let input = b"7fffffffffffffff\r\nabc";
     assert_eq!(decoder.body(input, &mut trailers), Ok((21, Piece::Data(b"abc"))));
     assert_eq!(decoder.body(b"\r\n0\r\n", &mut trailers), Ok((5, Piece::Data(b"\r\n0\r\n"))));
 }

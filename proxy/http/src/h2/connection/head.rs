@@ -10,8 +10,8 @@ use crate::h2::message::{Malformed, Request, Response, Trailers};
 use crate::h2::stream::{Asked, Stream};
 use crate::h2::{Code, Event, Fatal, Heads, Role};
 
-/// A CONTINUATION that is shorter than this and not the last is charged as useless: no encoder cuts so small, and the number of frames in a
-/// block becomes bounded (CVE-2024-27316). In bytes.
+/// A CONTINUATION that is shorter than this and not the last is charged as useless: no encoder cuts so small, and the
+/// number of frames in a block becomes bounded (CVE-2024-27316). In bytes.
 const SMALL_CONTINUATION: usize = 1024;
 
 impl Connection {
@@ -76,8 +76,8 @@ impl Connection {
         Ok(Some((whole, event)))
     }
 
-    /// Keeps a fragment until its block is complete. Twice the limit for the decoded head leaves room to answer 431; what is beyond cannot be
-    /// decoded, so the connection ends.
+    /// Keeps a fragment until its block is complete. Twice the limit for the decoded head leaves room to answer 431;
+    /// what is beyond cannot be decoded, so the connection ends.
     fn collect(&mut self, block: Block, fragment: &[u8]) -> Result<(), Fatal> {
         if self.block.len() + fragment.len() > 2 * self.head_bytes as usize {
             return Err(Fatal::new(Code::ENHANCE_YOUR_CALM, "a field block is too large"));

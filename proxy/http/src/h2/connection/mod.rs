@@ -1,4 +1,5 @@
-//! One end of a connection: its life from preface to GOAWAY. Bytes come in by [`receive`] and [`head`], and go out by [`send`].
+//! One end of a connection: its life from preface to GOAWAY. Bytes come in by [`receive`] and [`head`], and go out by
+//! [`send`].
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -30,8 +31,9 @@ const DRAIN_PING: [u8; 8] = *b"draining";
 ///
 /// Bytes to send are appended to the `out` of each call, in the order in which the peer must get them.
 ///
-/// A stream is gone when both halves have ended or when either side has reset it. Every method that takes a stream's number does nothing for
-/// a stream that is gone, or whose half of ours has ended: bodies may be written on without asking first, [`Event::Reset`] is on its way or was told.
+/// A stream is gone when both halves have ended or when either side has reset it. Every method that takes a stream's
+/// number does nothing for a stream that is gone, or whose half of ours has ended: bodies may be written on without
+/// asking first, [`Event::Reset`] is on its way or was told.
 #[allow(clippy::struct_field_names, reason = "a window of the connection is not one of a stream")]
 pub struct Connection {
     role: Role,
@@ -66,7 +68,8 @@ pub struct Connection {
 
     // What goes out.
     send_window: SendWindow,
-    /// Streams that the connection's send window holds up, in the order in which they get their turn. May hold streams that are gone.
+    /// Streams that the connection's send window holds up, in the order in which they get their turn. May hold streams
+    /// that are gone.
     line: VecDeque<StreamId>,
     /// The next block must say that we use no dynamic table, for the peer's became smaller than what it began with.
     table_update: TableUpdate,
@@ -79,7 +82,8 @@ pub struct Connection {
     left_out: Vec<StreamId>,
 }
 
-/// RFC 7541, 4.2: a table that shrinks is acknowledged at the start of the next block. Once: ours is then empty for good.
+/// RFC 7541, 4.2: a table that shrinks is acknowledged at the start of the next block. Once: ours is then empty for
+/// good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TableUpdate {
     NotNeeded,
@@ -110,8 +114,8 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Begins a connection: SETTINGS, a larger connection window, and before them the client's preface. The server expects that preface as
-    /// its first input.
+    /// Begins a connection: SETTINGS, a larger connection window, and before them the client's preface. The server
+    /// expects that preface as its first input.
     pub fn new(config: &Config, out: &mut Vec<u8>) -> Self {
         let config = Config {
             stream_window: config.stream_window.min(MAX_31_BITS),
@@ -161,8 +165,9 @@ impl Connection {
         }
     }
 
-    /// What the input says: bytes consumed, and the event. To be called in a loop until [`Event::More`]; `input` must begin with the bytes
-    /// that were not consumed the last time. Frames other than DATA are consumed whole, so never more than [`Config::frame_bytes`] and 9 have to be kept.
+    /// What the input says: bytes consumed, and the event. To be called in a loop until [`Event::More`]; `input` must
+    /// begin with the bytes that were not consumed the last time. Frames other than DATA are consumed whole, so never
+    /// more than [`Config::frame_bytes`] and 9 have to be kept.
     ///
     /// After an error everything else is swallowed in silence.
     pub fn receive<'a>(
@@ -180,8 +185,9 @@ impl Connection {
         })
     }
 
-    /// Leaves in peace (6.8): GOAWAY without a limit, and once the peer has seen it, which the answer to a PING shows, another one that
-    /// names the last stream. What is open goes on. A client needs one step only, for its peer opens nothing. Safe to repeat.
+    /// Leaves in peace (6.8): GOAWAY without a limit, and once the peer has seen it, which the answer to a PING shows,
+    /// another one that names the last stream. What is open goes on. A client needs one step only, for its peer opens
+    /// nothing. Safe to repeat.
     pub fn drain(&mut self, out: &mut Vec<u8>) {
         if self.leaving != Leaving::No {
             return;
@@ -211,7 +217,8 @@ impl Connection {
         frame::write_ping(frame::flag::NONE, PING, out);
     }
 
-    /// Time passes: to be called about once a second. Budgets are refilled, and what an idle connection does not need is freed.
+    /// Time passes: to be called about once a second. Budgets are refilled, and what an idle connection does not need
+    /// is freed.
     pub fn tick(&mut self) {
         self.meters.refill();
         self.late.forget();
@@ -240,8 +247,8 @@ impl Connection {
         self.leaving != Leaving::No || self.peer_leaves
     }
 
-    /// Whether either side leaves and nothing is open any more: the connection can be closed. A server that drains is not through before
-    /// its peer has seen that.
+    /// Whether either side leaves and nothing is open any more: the connection can be closed. A server that drains is
+    /// not through before its peer has seen that.
     pub fn is_drained(&self) -> bool {
         self.streams.is_empty() && (self.leaving == Leaving::Final || self.peer_leaves)
     }

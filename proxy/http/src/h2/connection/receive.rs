@@ -467,8 +467,8 @@ impl Connection {
         if self.late.take(0) { Ok(()) } else { self.meters.charge_frame() }
     }
 
-    /// The receive window of a new stream, in bytes. Until the peer has acknowledged our SETTINGS it may count on what it was born with, or already
-    /// on ours (6.9.3).
+    /// The receive window of a new stream, in bytes. Until the peer has acknowledged our SETTINGS it may count on what
+    /// it was born with, or already on ours (6.9.3).
     pub(super) fn new_receive_window(&self) -> u32 {
         if self.acknowledged { self.stream_window } else { self.stream_window.max(flow::INITIAL as u32) }
     }

@@ -11,7 +11,8 @@ use crate::head::{RequestHead, ResponseHead};
 const EMPTY_TABLE: u8 = 0x20;
 
 impl Connection {
-    /// Client: opens a stream. `end`: there is no body. The caller sees to it that the head is a valid one; names may have upper case.
+    /// Client: opens a stream. `end`: there is no body. The caller sees to it that the head is a valid one; names may
+    /// have upper case.
     pub fn request(
         &mut self,
         head: &RequestHead,
@@ -56,7 +57,8 @@ impl Connection {
         Ok(id)
     }
 
-    /// Server: answers, with an interim response (1xx) or the final one. `end`: there is no body; interim responses never end.
+    /// Server: answers, with an interim response (1xx) or the final one. `end`: there is no body; interim responses
+    /// never end.
     pub fn response(&mut self, id: StreamId, head: &ResponseHead, end: bool, out: &mut Vec<u8>) {
         let end = end && !head.is_interim();
         if self.streams.get(&id).is_none_or(|stream| stream.local_ended) {
@@ -83,8 +85,8 @@ impl Connection {
         }
     }
 
-    /// Bytes of DATA that the windows let this stream send now. If there are none, [`Event::Writable`](crate::h2::Event::Writable) will
-    /// come. A stream that is gone has none and gets no event.
+    /// Bytes of DATA that the windows let this stream send now. If there are none,
+    /// [`Event::Writable`](crate::h2::Event::Writable) will come. A stream that is gone has none and gets no event.
     pub fn capacity(&mut self, id: StreamId) -> usize {
         let Some(stream) = self.streams.get(&id).filter(|stream| !stream.local_ended) else { return 0 };
         let room = stream.send.room().min(self.send_window.room());
@@ -95,7 +97,8 @@ impl Connection {
     }
 
     /// Sends data, as much as the windows allow, and returns how much. If that is less than all,
-    /// [`Event::Writable`](crate::h2::Event::Writable) will come; `end` counts only when all was sent. A stream that is gone takes everything: it goes nowhere, and nobody hangs.
+    /// [`Event::Writable`](crate::h2::Event::Writable) will come; `end` counts only when all was sent. A stream that is
+    /// gone takes everything: it goes nowhere, and nobody hangs.
     pub fn data(&mut self, id: StreamId, data: &[u8], end: bool, out: &mut Vec<u8>) -> usize {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.local_ended) else {
             return data.len();
@@ -133,8 +136,9 @@ impl Connection {
         }
     }
 
-    /// Bytes of [`Event::Data`](crate::h2::Event::Data) are gone: the windows open again, and the peer hears of it once half of a window was released.
-    /// To be called for streams that are gone too, for the connection's window has to open.
+    /// Bytes of [`Event::Data`](crate::h2::Event::Data) are gone: the windows open again, and the peer hears of it once
+    /// half of a window was released. To be called for streams that are gone too, for the connection's window has to
+    /// open.
     pub fn release(&mut self, id: StreamId, bytes: usize, out: &mut Vec<u8>) {
         self.give_back(id, bytes, out);
     }
@@ -143,7 +147,8 @@ impl Connection {
     fn starve(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.starved = true;
-        // While its own window is shut it would only be in the way of others; WINDOW_UPDATE or SETTINGS puts it in the line.
+        // While its own window is shut it would only be in the way of others; WINDOW_UPDATE or SETTINGS puts it in the
+        // line.
         if stream.send.room() == 0 || stream.queued {
             return;
         }

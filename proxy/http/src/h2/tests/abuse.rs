@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Repeats `bytes` until the connection ends, which must be before the `most`-th time. What is sent meanwhile is bounded by what came.
+/// Repeats `bytes` until the connection ends, which must be before the `most`-th time. What is sent meanwhile is
+/// bounded by what came.
 fn ends_within(most: usize, end: &mut End, mut bytes: impl FnMut(u32) -> Vec<u8>) {
     let mut came = 0;
     let mut sent = 0;

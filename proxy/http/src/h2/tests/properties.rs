@@ -1,4 +1,5 @@
-//! What holds for any input: the cut of the bytes does not matter, nothing panics, output is bounded by input, and bodies arrive whole.
+//! What holds for any input: the cut of the bytes does not matter, nothing panics, output is bounded by input, and
+//! bodies arrive whole.
 
 use super::*;
 use proptest::prelude::*;
@@ -69,7 +70,8 @@ proptest! {
         let bytes = frames.concat();
         let (whole, whole_fatal, whole_out) = told(holds(server()), &bytes, &[usize::MAX]);
         let (pieces, fatal, out) = told(holds(server()), &bytes, &cuts);
-        // Where it is fatal, what was told before may differ by the events of the last piece, which `feed` does not return.
+        // Where it is fatal, what was told before may differ by the events of the last piece, which `feed` does not
+        // return.
         if fatal.is_none() {
             prop_assert_eq!(&whole, &pieces);
         }
@@ -117,8 +119,8 @@ fn letter(id: StreamId, at: usize) -> u8 {
     (at * 31 + at / 251 + id as usize) as u8
 }
 
-/// The client sends a body on each stream, and the server echoes it. Each round of `moves` says how much each end receives, up and down, and how
-/// much is handed to a stream at once.
+/// The client sends a body on each stream, and the server echoes it. Each round of `moves` says how much each end
+/// receives, up and down, and how much is handed to a stream at once.
 fn transfer(windows: (u32, u32), bodies: &[usize], moves: &[(usize, usize, usize)]) {
     let (mut there, mut here) = (config(Role::Client), config(Role::Server));
     (there.stream_window, here.stream_window) = windows;
