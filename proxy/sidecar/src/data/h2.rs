@@ -133,11 +133,7 @@ impl H2 {
         std::future::poll_fn(|cx| self.poll(cx, &worker)).await;
         self.over.set(true);
         self.gone.set(true);
-        let streams: Vec<_> = self.codec.borrow().keys().collect();
-        for (_, key) in streams {
-            let key = Key::from_bits(key);
-            worker.with(key, |exchange, worker| exchange.lost(worker, key, self.is_server(), None));
-        }
+        self.lose_streams(&worker);
         if let Side::Endpoint { key, .. } = &self.side {
             worker.pool.ended(key, &self);
         }
@@ -216,6 +212,8 @@ impl H2 {
                         if fatal.code == Code::ENHANCE_YOUR_CALM { "http2_flood" } else { "http2_error" };
                     worker.ctx.metrics.refused(self.direction(), outcome);
                     self.finish();
+                    // Not when the last words have been said: callers wait, and applications work for nobody.
+                    self.lose_streams(worker);
                     return input.len();
                 }
             };
@@ -310,6 +308,15 @@ impl H2 {
         match &self.side {
             Side::Client(server) => server.handler().direction(),
             Side::Endpoint { .. } => crate::metrics::Direction::Outbound,
+        }
+    }
+
+    /// Tells every exchange on this connection that it is lost.
+    fn lose_streams(&self, worker: &Rc<Worker>) {
+        let streams: Vec<_> = self.codec.borrow().keys().collect();
+        for (_, key) in streams {
+            let key = Key::from_bits(key);
+            worker.with(key, |exchange, worker| exchange.lost(worker, key, self.is_server(), None));
         }
     }
 

@@ -270,14 +270,15 @@ impl Connection {
         if id == 0 || self.is_idle(id) {
             return Err(Fatal::protocol("RST_STREAM for a stream that was never opened"));
         }
+        let is_client = self.role == Role::Client;
+        // Charged while the stream is known: where this ends the connection, the caller looks for all that it has open.
+        if !is_client && self.streams.get(&id).is_some_and(|stream| !stream.local_ended) {
+            self.meters.charge_reset()?;
+        }
         let Some(stream) = self.streams.remove(&id) else {
             self.harmless_late_frame()?;
             return Ok(None);
         };
-        let is_client = self.role == Role::Client;
-        if !is_client && !stream.local_ended {
-            self.meters.charge_reset()?;
-        }
         let unprocessed = is_client && code == Code::REFUSED_STREAM;
         Ok(Some(Event::Reset { id, key: stream.key, code, by_peer: true, unprocessed }))
     }
