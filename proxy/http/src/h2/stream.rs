@@ -146,6 +146,11 @@ impl LateFrames {
         self.bytes = self.bytes.saturating_add(window);
     }
 
+    /// The peer has reset this stream as well: whatever it sends for it from now on is no late frame.
+    pub(super) fn end(&mut self, id: StreamId) {
+        self.reset.retain(|other| *other != id);
+    }
+
     /// Whether frames for this closed stream may be late, not wrong.
     pub(super) fn is_expected(&self, id: StreamId) -> bool {
         id <= self.forgotten || self.reset.contains(&id)
@@ -179,6 +184,15 @@ mod tests {
         late.forget();
         assert!(late.is_expected(3) && late.is_expected(5));
         assert!(!late.is_expected(7));
+    }
+
+    #[test]
+    fn nothing_is_late_after_the_peers_own_reset() {
+        let mut late = LateFrames::default();
+        late.expect(5, 10);
+        late.expect(7, 10);
+        late.end(5);
+        assert!(!late.is_expected(5) && late.is_expected(7));
     }
 
     #[test]

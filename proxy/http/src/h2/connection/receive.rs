@@ -276,6 +276,7 @@ impl Connection {
             self.meters.charge_reset()?;
         }
         let Some(stream) = self.streams.remove(&id) else {
+            self.late.end(id);
             self.harmless_late_frame()?;
             return Ok(None);
         };
