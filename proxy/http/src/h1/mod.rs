@@ -44,6 +44,13 @@ pub enum Framing {
     Tunnel,
 }
 
+impl Framing {
+    /// Whether no byte of a body can come: the message ends with its head.
+    pub fn is_empty(self) -> bool {
+        matches!(self, Self::Empty | Self::Length(0))
+    }
+}
+
 /// Why a message is refused. The connection cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {

@@ -9,7 +9,7 @@ use outrigger_core::{
     reason::Reason,
 };
 
-use super::{Worker, now, reasons::Refusal, tls::ConnectError};
+use super::{Worker, reasons::Refusal, tls::ConnectError};
 use crate::{
     discovery::directory::Target,
     metrics::{Direction, Edge, Picks},
@@ -58,7 +58,7 @@ impl Route {
         } else {
             let mut balancer = self.balancer.borrow_mut();
             balancer.update(&service);
-            let picked = balancer.pick(port, now(), &mut self.worker.rng.borrow_mut(), tried);
+            let picked = balancer.pick(port, Instant::now(), &mut self.worker.rng.borrow_mut(), tried);
             if let Some(picked) = picked {
                 let token = balancer.start(&picked);
                 attempt = Some(Attempt::new(self, picked.endpoint, picked.address, Some(token)));
@@ -114,14 +114,14 @@ impl Attempt {
 
     /// The peer's sidecar said that it drains.
     pub(crate) fn drained(&self) {
-        self.balancer.borrow_mut().drained(&self.endpoint.id, now());
+        self.balancer.borrow_mut().drained(&self.endpoint.id, Instant::now());
     }
 
     /// No connection could be made.
     pub(crate) fn connect_failed(&mut self, worker: &Worker) {
         self.outcome = Some(Outcome::Failure);
         let mut rng = worker.rng.borrow_mut();
-        self.balancer.borrow_mut().connect_failed(&self.endpoint.id, now(), &mut rng);
+        self.balancer.borrow_mut().connect_failed(&self.endpoint.id, Instant::now(), &mut rng);
     }
 
     /// The key of connections to a meshed endpoint, `None` for one without a sidecar.
@@ -140,7 +140,7 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(token) = self.token.take() {
             let outcome = self.outcome.unwrap_or(Outcome::Abandoned { waited: self.begun.elapsed() });
-            self.balancer.borrow_mut().finish(token, outcome, now());
+            self.balancer.borrow_mut().finish(token, outcome, Instant::now());
         }
     }
 }

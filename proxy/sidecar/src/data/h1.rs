@@ -6,6 +6,8 @@
 //!
 //! An idle connection is this object, its task and its socket; bytes it owns only of a message that is incomplete.
 
+mod send;
+
 use std::{
     cell::{Cell, RefCell},
     io,
@@ -16,14 +18,10 @@ use std::{
 
 use outrigger_http::{
     fields::Fields,
-    h1::{
-        Asked, Decoder, Error, Framing, Limits, Piece, write_chunk, write_last_chunk, write_request,
-        write_response,
-    },
-    head::{RequestHead, ResponseHead},
+    h1::{Asked, Decoder, Error, Framing, Limits, Piece},
 };
 
-use super::{Worker, exchanges::Key, serve::Server, wire::Wire};
+use super::{Worker, carry::Carry, exchanges::Key, leg::Leg, serve::Server, wire::Wire};
 use crate::metrics::OpenGuard;
 
 /// Header lines of one message: cookies and gRPC metadata come near a hundred.
@@ -65,7 +63,7 @@ pub(crate) struct H1 {
     side: Side,
     decoder: RefCell<Decoder>,
     /// Read and not understood yet.
-    carry: RefCell<Vec<u8>>,
+    carry: Carry,
     key: Cell<Option<Key>>,
     reading: Cell<Reading>,
     /// The exchange takes no more bytes at the moment.
@@ -100,7 +98,7 @@ impl H1 {
             wire: Rc::new(wire),
             side,
             decoder: RefCell::new(Decoder::new(limits)),
-            carry: RefCell::default(),
+            carry: Carry::default(),
             key: Cell::new(None),
             reading: Cell::new(reading),
             paused: Cell::new(false),
@@ -158,13 +156,13 @@ impl H1 {
         match self.reading.get() {
             Reading::Over => true,
             Reading::Head | Reading::Body => !self.paused.get(),
-            Reading::Whole => self.carry.borrow().len() < MAX_AHEAD,
+            Reading::Whole => self.carry.len() < MAX_AHEAD,
         }
     }
 
     /// Goes on with bytes that were read before.
     fn read_ahead(self: &Rc<Self>, worker: &Rc<Worker>) {
-        if self.paused.get() || self.reading.get() == Reading::Whole || self.carry.borrow().is_empty() {
+        if self.paused.get() || self.reading.get() == Reading::Whole || self.carry.is_empty() {
             return;
         }
         // A head that was incomplete is so until more comes.
@@ -179,21 +177,7 @@ impl H1 {
 
     /// Takes what was read, keeps what is incomplete.
     fn take(self: &Rc<Self>, worker: &Rc<Worker>, bytes: &[u8]) {
-        let mut carry = self.carry.take();
-        if carry.is_empty() {
-            let used = self.process(worker, bytes);
-            carry.extend_from_slice(&bytes[used..]);
-        } else {
-            carry.extend_from_slice(bytes);
-            let used = self.process(worker, &carry);
-            if used == carry.len() {
-                // Dropped, not cleared: an idle connection owns no bytes.
-                carry = Vec::new();
-            } else {
-                carry.drain(..used);
-            }
-        }
-        *self.carry.borrow_mut() = carry;
+        self.carry.feed(bytes, |bytes| self.process(worker, bytes));
     }
 
     /// Returns how many bytes are done with.
@@ -245,8 +229,8 @@ impl H1 {
                 self.reading.set(Reading::Over);
                 worker.begin(|exchange, worker, key| {
                     self.key.set(Some(key));
-                    let down = super::leg::Leg::H1(self.clone());
-                    exchange.refuse_head(worker, key, down, server.handler(), &error);
+                    let down = Leg::H1(self.clone());
+                    exchange.refuse_head(worker, down, server.handler(), &error);
                 });
                 *worker.spare_request.borrow_mut() = head;
                 return Some(input.len());
@@ -258,16 +242,12 @@ impl H1 {
             (decoder.framing(), decoder.keeps_alive())
         };
         self.keep.set(keeps && !server.is_last_request(worker));
-        let whole = matches!(framing, Framing::Empty | Framing::Length(0));
-        if whole {
-            // The decoder says so itself, without a byte.
-            let _ = self.decoder.borrow_mut().body(&[], &mut Fields::default());
-        }
+        let whole = framing.is_empty();
         self.reading.set(if whole { Reading::Whole } else { Reading::Body });
         worker.begin(|exchange, worker, key| {
             self.key.set(Some(key));
             *worker.spare_request.borrow_mut() = exchange.take_head(head);
-            exchange.begin(worker, key, super::leg::Leg::H1(self.clone()), server.handler(), framing);
+            exchange.begin(worker, key, Leg::H1(self.clone()), server.handler(), framing);
         });
         Some(used)
     }
@@ -289,7 +269,7 @@ impl H1 {
                     used = Some(count);
                     let framing = self.decoder.borrow().framing();
                     if exchange.answer_mut().is_interim() && framing != Framing::Tunnel {
-                        exchange.interim(worker, key);
+                        exchange.interim(worker);
                         return;
                     }
                     self.reading.set(Reading::Body);
@@ -297,7 +277,7 @@ impl H1 {
                 }
                 Err(error) => {
                     self.drop_now();
-                    exchange.bad_answer(worker, key, &error);
+                    exchange.bad_answer(worker, &error);
                 }
             }
         });
@@ -376,10 +356,10 @@ impl H1 {
         self.keep.set(false);
         self.reading.set(Reading::Over);
         if self.is_server() {
-            worker.with(key, |exchange, worker| exchange.bad_body(worker, key));
+            worker.with(key, super::exchange::Exchange::bad_body);
         } else {
             self.drop_now();
-            worker.with(key, |exchange, worker| exchange.bad_answer(worker, key, error));
+            worker.with(key, |exchange, worker| exchange.bad_answer(worker, error));
         }
     }
 
@@ -387,7 +367,7 @@ impl H1 {
     fn ended(self: &Rc<Self>, worker: &Rc<Worker>) {
         self.read_ended.set(true);
         let waits = self.paused.get() || self.reading.get() == Reading::Whole;
-        if waits && !self.carry.borrow().is_empty() {
+        if waits && !self.carry.is_empty() {
             // Not looked at yet; the end comes after it.
             return;
         }
@@ -454,140 +434,6 @@ impl H1 {
         if self.paused.replace(false) {
             self.wire.wake();
         }
-    }
-
-    // What is sent.
-
-    /// Sends a request. On the application's side.
-    pub(super) fn send_request(
-        &self,
-        worker: &Worker,
-        key: Key,
-        head: &RequestHead,
-        framing: Framing,
-        asked: Asked,
-    ) {
-        self.key.set(Some(key));
-        self.asked.set(asked);
-        self.keep.set(!asked.connect && !asked.upgrade);
-        self.reading.set(Reading::Head);
-        write_request(head, framing, &mut self.wire.out());
-        worker.turn.flush(&self.wire);
-        self.sending.set(Some(framing));
-        if matches!(framing, Framing::Empty | Framing::Length(0)) {
-            self.sending.set(None);
-        }
-    }
-
-    /// Bytes will follow the request, whatever its framing said: a switch was accepted.
-    pub(super) fn switch_sending(&self) {
-        self.sending.set(Some(Framing::Tunnel));
-    }
-
-    /// What comes from the client is bytes from now on. On the client's side.
-    pub(super) fn switch_reading(&self) {
-        self.decoder.borrow_mut().switch();
-        self.keep.set(false);
-        self.reading.set(Reading::Body);
-        self.wire.wake();
-    }
-
-    /// Sends an interim response.
-    pub(super) fn send_interim(&self, worker: &Worker, head: &ResponseHead) {
-        write_response(head, Framing::Empty, &mut self.wire.out());
-        worker.turn.flush(&self.wire);
-    }
-
-    /// Sends the head of a response. Returns whether the connection is to be kept after it.
-    pub(super) fn send_response(&self, worker: &Worker, head: &ResponseHead, framing: Framing) {
-        write_response(head, framing, &mut self.wire.out());
-        worker.turn.flush(&self.wire);
-        self.sending.set(Some(framing));
-        if matches!(framing, Framing::Empty | Framing::Length(0)) {
-            self.message_sent(worker);
-        }
-    }
-
-    /// Whether the client's connection serves more requests, as far as is known now.
-    pub(super) fn keeps(&self) -> bool {
-        self.keep.get()
-    }
-
-    /// The response will say that the connection ends.
-    pub(super) fn close_after(&self) {
-        self.keep.set(false);
-    }
-
-    pub(super) fn send(&self, worker: &Worker, data: &[u8], end: bool) -> usize {
-        let Some(framing) = self.sending.get() else { return data.len() };
-        if !data.is_empty() {
-            let mut out = self.wire.out();
-            match framing {
-                Framing::Chunked => write_chunk(data, &mut out),
-                Framing::Length(left) => {
-                    // The other side's codec holds its peer to the length that it announced.
-                    let fits = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                    out.extend_from_slice(&data[..fits]);
-                    self.sending.set(Some(Framing::Length(left - fits as u64)));
-                }
-                Framing::UntilClose | Framing::Tunnel => out.extend_from_slice(data),
-                Framing::Empty => {}
-            }
-        }
-        if end {
-            if framing == Framing::Chunked {
-                write_last_chunk(&Fields::default(), &mut self.wire.out());
-            }
-            self.message_sent(worker);
-        }
-        worker.turn.flush(&self.wire);
-        data.len()
-    }
-
-    pub(super) fn send_trailers(&self, worker: &Worker, trailers: &Fields) {
-        if self.sending.get() == Some(Framing::Chunked) {
-            write_last_chunk(trailers, &mut self.wire.out());
-        }
-        // Another framing has no place for trailers (RFC 9110, 6.5.1: they may be dropped).
-        self.message_sent(worker);
-        worker.turn.flush(&self.wire);
-    }
-
-    /// A message was sent to its end.
-    fn message_sent(&self, worker: &Worker) {
-        let framing = self.sending.take();
-        let cut_short = matches!(framing, Some(Framing::Length(left)) if left > 0);
-        if !self.is_server() {
-            if framing == Some(Framing::Tunnel) {
-                self.wire.finish();
-            }
-            return;
-        }
-        if framing == Some(Framing::Tunnel) {
-            // The client may still speak; the exchange ends the connection when both have ended.
-            return self.wire.finish();
-        }
-        self.key.set(None);
-        self.served.set(self.served.get().saturating_add(1));
-        self.since.set(Instant::now());
-        let whole = self.reading.get() == Reading::Whole;
-        // A client may end its half behind requests that wait for their turn.
-        let more_may_come = !self.read_ended.get() || !self.carry.borrow().is_empty();
-        if whole && self.keep.get() && more_may_come && !cut_short {
-            self.reading.set(Reading::Head);
-            self.begun.set(false);
-            if !self.carry.borrow().is_empty() {
-                self.wire.wake();
-            }
-            return;
-        }
-        if cut_short {
-            self.wire.reset_on_close();
-        }
-        self.reading.set(Reading::Over);
-        worker.turn.flush(&self.wire);
-        self.wire.finish();
-        self.wire.wake();
     }
 
     /// The response was read to its end. On the application's side.

@@ -22,8 +22,8 @@ use outrigger_http::{
 };
 
 use super::{
-    Worker, exchanges::Key, h1::MAX_FIELDS, leg::Leg, pool::PoolKey, reasons::Refusal, serve::Server,
-    wire::Wire,
+    Worker, carry::Carry, exchanges::Key, h1::MAX_FIELDS, leg::Leg, pool::PoolKey, reasons::Refusal,
+    serve::Server, wire::Wire,
 };
 use crate::metrics::OpenGuard;
 
@@ -63,7 +63,7 @@ pub(crate) struct H2 {
     side: Side,
     codec: RefCell<Connection>,
     /// Read and not understood yet.
-    carry: RefCell<Vec<u8>>,
+    carry: Carry,
     /// Since when the beginning of a frame waits for its rest.
     begun: Cell<Option<Instant>>,
     /// When bytes came last.
@@ -116,7 +116,7 @@ impl H2 {
             wire,
             side,
             codec: RefCell::new(codec),
-            carry: RefCell::default(),
+            carry: Carry::default(),
             begun: Cell::new(None),
             heard: Cell::new(now),
             pinged: Cell::new(None),
@@ -159,7 +159,7 @@ impl H2 {
             }));
             match read {
                 Ok(0) => return Poll::Ready(()),
-                Ok(_) => self.heard.set(worker.clock()),
+                Ok(_) => self.heard.set(Instant::now()),
                 Err(error) => {
                     tracing::trace!(%error, "a connection of HTTP/2 broke");
                     return Poll::Ready(());
@@ -171,26 +171,12 @@ impl H2 {
     }
 
     fn take(self: &Rc<Self>, worker: &Rc<Worker>, bytes: &[u8]) {
-        let mut carry = self.carry.take();
-        if carry.is_empty() {
-            let used = self.process(worker, bytes);
-            carry.extend_from_slice(&bytes[used..]);
-        } else {
-            carry.extend_from_slice(bytes);
-            let used = self.process(worker, &carry);
-            if used == carry.len() {
-                // Dropped, not cleared: an idle connection owns no bytes.
-                carry = Vec::new();
-            } else {
-                carry.drain(..used);
-            }
-        }
-        if carry.is_empty() {
+        self.carry.feed(bytes, |bytes| self.process(worker, bytes));
+        if self.carry.is_empty() {
             self.begun.set(None);
         } else if self.begun.get().is_none() {
-            self.begun.set(Some(worker.clock()));
+            self.begun.set(Some(Instant::now()));
         }
-        *self.carry.borrow_mut() = carry;
         if !self.wire.out().is_empty() {
             worker.turn.flush(&self.wire);
         }
@@ -227,7 +213,7 @@ impl H2 {
                     worker.with(key, |exchange, worker| {
                         std::mem::swap(exchange.answer_mut(), &mut worker.heads.borrow_mut().response);
                         if exchange.answer_mut().is_interim() {
-                            exchange.interim(worker, key);
+                            exchange.interim(worker);
                         } else {
                             let framing = if end { Framing::Empty } else { Framing::UntilClose };
                             exchange.answered(worker, key, framing);
@@ -283,7 +269,7 @@ impl H2 {
         let error = outrigger_http::h1::Error::HeadTooLarge;
         worker.begin(|exchange, worker, key| {
             self.codec.borrow_mut().attach(id, key.to_bits());
-            exchange.refuse_head(worker, key, Leg::H2(self.clone(), id), server.handler(), &error);
+            exchange.refuse_head(worker, Leg::H2(self.clone(), id), server.handler(), &error);
         });
     }
 

@@ -5,7 +5,12 @@
 //! application before the handshake has ended, but for servers that speak first in `Permissive`: these are connected to
 //! when the client has been silent for a while.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use outrigger_certs::SpiffeId;
 use outrigger_core::{
@@ -21,7 +26,6 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     Next, Worker,
     detect::{First, first_bytes, read_more},
-    now,
     outbound::http_version,
     reasons::Refusal,
     relay::Relay,
@@ -95,7 +99,7 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
             client = first_bytes(&mut stream, &mut buffer, None) => first = client.unwrap_or(First::End),
             _ = read_more(&mut application, &mut greeting) => {
                 worker.ctx.metrics.detected(Direction::Inbound, "server_first");
-                worker.inbound_memory.borrow_mut().record(port, speaks_first::First::Server, now());
+                worker.inbound_memory.borrow_mut().record(port, speaks_first::First::Server, Instant::now());
                 worker.ctx.metrics.unmeshed(source.ip(), port, "passed");
                 let entry = Entry::new(&worker, destination, port, None);
                 return entry.join(Wire::plain(stream, buffer), application, greeting);
@@ -105,7 +109,7 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
     }
     worker.ctx.metrics.detected(Direction::Inbound, first.as_str());
     if matches!(first, First::Bytes(_)) {
-        worker.inbound_memory.borrow_mut().record(port, speaks_first::First::Client, now());
+        worker.inbound_memory.borrow_mut().record(port, speaks_first::First::Client, Instant::now());
     }
     if first == First::Bytes(Detection::Tls) && is_sidecar(&worker, &mut stream, &mut buffer).await {
         return meshed(worker, stream, buffer, destination, port, early).await;
@@ -133,7 +137,7 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
 /// Never at once, not even where the server is known to speak first: a sidecar's `ClientHello` must win against the
 /// application's greeting, or the peer would read the greeting in its place.
 fn early_connect_after(worker: &Worker, hint: Protocol, port: u16) -> Option<Duration> {
-    let memory = worker.inbound_memory.borrow().recall(&port, now());
+    let memory = worker.inbound_memory.borrow().recall(&port, Instant::now());
     match plan(hint, memory, port) {
         Plan::Opaque | Plan::Detect { early_connect_after: Duration::ZERO } => Some(EARLY_CONNECT_AFTER),
         Plan::Http1 | Plan::Http2 => worker.ctx.config.timeouts.idle.enabled(),

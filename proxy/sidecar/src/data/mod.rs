@@ -12,6 +12,7 @@
 
 mod apps;
 mod balance;
+mod carry;
 mod detect;
 mod exchange;
 mod exchanges;
@@ -283,10 +284,10 @@ impl Worker {
         let mut phase = Phase::Serving;
         loop {
             self.notice_leaving();
-            let now = self.clock();
+            let now = Instant::now();
             self.sweep_served(now);
             for key in self.exchanges.keys() {
-                self.with(key, |exchange, worker| exchange.sweep(worker, key, now));
+                self.with(key, |exchange, worker| exchange.sweep(worker, now));
             }
             self.exchanges.sweep();
             self.pool.sweep(&self, now);
@@ -372,12 +373,6 @@ impl Worker {
     /// Whether the workload is about to end.
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.get()
-    }
-
-    /// The time.
-    #[expect(clippy::unused_self, reason = "whose time it is may matter one day")]
-    pub(crate) fn clock(&self) -> Instant {
-        Instant::now()
     }
 
     /// Our own SPIFFE id, and the trust bundle's epoch.
@@ -469,11 +464,6 @@ impl<K, V> RetainUsed for HashMap<K, Rc<V>> {
             self.retain(|_, value| Rc::strong_count(value) > 1);
         }
     }
-}
-
-/// The time that the decisions in `outrigger_core` are given.
-pub(crate) fn now() -> std::time::Instant {
-    Instant::now()
 }
 
 /// What tells this host from others with the same identity; the same for all threads.

@@ -4,7 +4,12 @@
 //! The original destination decides the service before a byte is read; the bytes decide how it is carried, and only
 //! where the port's hint does not.
 
-use std::{future::poll_fn, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use outrigger_core::{
     detect::Detection,
@@ -19,7 +24,6 @@ use super::{
     Next, Worker,
     balance::{Attempt, MAX_ATTEMPTS, Route},
     detect::{First, first_bytes},
-    now,
     reasons::Refusal,
     relay::Relay,
     serve::{Handler, Version, refuse, serve},
@@ -117,7 +121,7 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
     let port = target.port;
     let hint = worker.ctx.config.protocol(port).unwrap_or_else(|| target.service.load().protocol(port));
     let destination = (target.service.name().clone(), port);
-    let memory = worker.outbound_memory.borrow().recall(&destination, now());
+    let memory = worker.outbound_memory.borrow().recall(&destination, Instant::now());
     let route = Rc::new(Route::new(worker.clone(), target));
     let mut buffer = Vec::new();
     let version = match plan(hint, memory, port) {
@@ -134,7 +138,7 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
                 Decided::Server(..) => ("server_first", speaks_first::First::Server),
             };
             worker.ctx.metrics.detected(Direction::Outbound, outcome);
-            worker.outbound_memory.borrow_mut().record(destination, first, now());
+            worker.outbound_memory.borrow_mut().record(destination, first, Instant::now());
             match decided {
                 Decided::Server(upstream, greeting) => {
                     return join(Some(&route), stream, buffer, upstream, greeting);

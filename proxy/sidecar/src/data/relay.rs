@@ -87,11 +87,11 @@ impl Relay {
             Direction::Outbound => Side::Outbound,
         });
         let _listed = worker.list(Connection::Relay(self.clone()));
-        self.state.moved.set(Some(worker.clock()));
+        self.state.moved.set(Some(Instant::now()));
         self.client.write(&greeting);
         self.state.back.total.set(greeting.len() as u64);
         drop(greeting);
-        let ended = poll_fn(|cx| self.poll(cx, &worker)).await;
+        let ended = poll_fn(|cx| self.poll(cx)).await;
         if let Some(edge) = &self.edge {
             let (forth, back) = (self.state.forth.total.get(), self.state.back.total.get());
             let inbound = self.direction == Direction::Inbound;
@@ -107,7 +107,7 @@ impl Relay {
         }
     }
 
-    fn poll(&self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Ended> {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Ended> {
         self.client.set_waker(cx);
         self.server.set_waker(cx);
         let before = self.total();
@@ -119,7 +119,7 @@ impl Relay {
             _ => {}
         }
         if self.total() != before {
-            self.state.moved.set(Some(worker.clock()));
+            self.state.moved.set(Some(Instant::now()));
         } else if self.state.expired.get() {
             return Poll::Ready(Ended::Idle);
         }

@@ -3,7 +3,10 @@
 //! A request is counted when its response's head goes out, or for gRPC, whose outcome is in the trailers, at the end of its
 //! body. The duration is until the head in either case.
 
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use outrigger_core::reason::Reason;
 use outrigger_http::{
@@ -20,7 +23,6 @@ use crate::{
         exchanges::Key,
         leg::Leg,
         message,
-        pool::PoolKey,
         reasons::{Refusal, is_grpc, reason_of},
         serve::Handler,
     },
@@ -50,24 +52,19 @@ impl Exchange {
         if self.state != State::Asked {
             return;
         }
-        let now = worker.clock();
+        let now = Instant::now();
         self.moved = Some(now);
-        let from_sidecar = matches!(self.target, Some(PoolKey::Mesh(_)));
-        if from_sidecar && self.goes_elsewhere(worker, key, reason_of(&self.answer.fields)) {
+        if self.asks_a_sidecar() && self.goes_elsewhere(worker, key, reason_of(&self.answer.fields)) {
             return;
         }
         self.request.forget();
         let switched = self.message.has_switched(&self.answer);
-        let cleaned = if from_sidecar {
-            message::clean_sidecar_response(&mut self.answer)
-        } else {
-            message::clean_response(&mut self.answer)
-        };
+        let cleaned = self.clean_answer();
         if let Some(attempt) = &mut self.attempt {
             attempt.answered(self.answer.status < 500 && cleaned.is_ok());
         }
         if let Err(refusal) = cleaned {
-            return self.refuse(worker, key, refusal);
+            return self.refuse(worker, refusal);
         }
         if switched {
             return self.switch(worker, key);
@@ -84,11 +81,20 @@ impl Exchange {
                 up.send(worker, &[], true);
             }
         }
-        self.response.ended = framing == Framing::Empty || framing == Framing::Length(0);
+        self.response.ended = framing.is_empty();
         self.record();
         self.state = State::Answering;
         self.respond(worker);
         self.settle(worker);
+    }
+
+    /// Takes out of the head what was meant for this proxy only.
+    fn clean_answer(&mut self) -> Result<(), Refusal> {
+        if self.asks_a_sidecar() {
+            message::clean_sidecar_response(&mut self.answer)
+        } else {
+            message::clean_response(&mut self.answer)
+        }
     }
 
     /// The response says that bytes follow.
@@ -139,7 +145,7 @@ impl Exchange {
                 } else if self.answer.version == Version::Http10 {
                     self.answer.fields.push(b"Connection", b"keep-alive");
                 }
-                self.response.end_sent = matches!(framing, Framing::Empty | Framing::Length(0));
+                self.response.end_sent = framing.is_empty();
                 down.send_response(worker, &self.answer, framing);
             }
             Some(Leg::H2(down, id)) => {
@@ -178,19 +184,14 @@ impl Exchange {
     }
 
     /// An interim response has come.
-    pub(in crate::data) fn interim(&mut self, worker: &Rc<Worker>, key: Key) {
-        self.moved = Some(worker.clock());
+    pub(in crate::data) fn interim(&mut self, worker: &Rc<Worker>) {
+        self.moved = Some(Instant::now());
         self.interims += 1;
         if self.interims > MAX_INTERIM {
             let error = Error::Malformed("there are too many interim responses");
-            return self.bad_answer(worker, key, &error);
+            return self.bad_answer(worker, &error);
         }
-        let from_sidecar = matches!(self.target, Some(PoolKey::Mesh(_)));
-        let cleaned = if from_sidecar {
-            message::clean_sidecar_response(&mut self.answer)
-        } else {
-            message::clean_response(&mut self.answer)
-        };
+        let cleaned = self.clean_answer();
         // HTTP/1.0 knows none (RFC 9110, 15.2), and 101 is an answer to a switch.
         if cleaned.is_err() || self.message.version == Version::Http10 || self.answer.status == 101 {
             return;
@@ -208,7 +209,7 @@ impl Exchange {
     }
 
     /// What came in place of a response, or as its body, is no HTTP.
-    pub(in crate::data) fn bad_answer(&mut self, worker: &Rc<Worker>, key: Key, error: &Error) {
+    pub(in crate::data) fn bad_answer(&mut self, worker: &Rc<Worker>, error: &Error) {
         let up = self.up.take();
         if let Some(up) = up {
             up.abort(worker, Code::PROTOCOL_ERROR);
@@ -220,12 +221,12 @@ impl Exchange {
             attempt.answered(false);
         }
         let text = format!("the application's response is refused: {error}");
-        self.refuse(worker, key, Refusal::new(Reason::UpstreamProtocol, text));
+        self.refuse(worker, Refusal::new(Reason::UpstreamProtocol, text));
     }
 
     /// Answers in the application's stead, and ends the exchange.
     #[expect(clippy::needless_pass_by_value, reason = "a refusal is answered once")]
-    pub(super) fn refuse(&mut self, worker: &Rc<Worker>, _key: Key, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, worker: &Rc<Worker>, refusal: Refusal) {
         tracing::debug!(reason = %refusal.reason, text = %refusal.text, "refused");
         if let Some(up) = self.up.take() {
             up.abort(worker, Code::CANCEL);

@@ -41,14 +41,14 @@ impl Exchange {
         let Some(route) = self.route().cloned() else { return };
         let attempt = match route.attempt(&self.tried) {
             Ok(attempt) => attempt,
-            Err(refusal) => return self.refuse(worker, key, refusal),
+            Err(refusal) => return self.refuse(worker, refusal),
         };
         self.attempts += 1;
         self.edge = Some(route.edge(attempt.endpoint.identity.as_ref()));
         let target = match attempt.key(worker, Alpn::H2) {
             Ok(Some(key)) => PoolKey::Mesh(key),
             Ok(None) => PoolKey::Plain(attempt.address),
-            Err(error) => return self.refuse(worker, key, error.refusal()),
+            Err(error) => return self.refuse(worker, error.refusal()),
         };
         let left = worker.pool.peer_left(&target);
         self.attempt = Some(attempt);
@@ -58,6 +58,11 @@ impl Exchange {
             return self.unprocessed(worker, key);
         }
         self.connect(worker, key);
+    }
+
+    /// Whether what it turns to is a peer's sidecar.
+    pub(super) fn asks_a_sidecar(&self) -> bool {
+        matches!(self.target, Some(PoolKey::Mesh(_)))
     }
 
     fn direction(&self) -> Direction {
@@ -130,7 +135,7 @@ impl Exchange {
         message::to_h1(message, &mut self.head, |head| {
             connection.send_request(worker, key, head, framing, asked);
         });
-        self.request.end_sent = matches!(framing, Framing::Empty | Framing::Length(0)) && !message.switches();
+        self.request.end_sent = framing.is_empty() && !message.switches();
         let up = Leg::H1(connection);
         if !self.request.end_sent && !message.switches() {
             self.request.pump(worker, key, self.down.as_ref(), &up);
@@ -140,14 +145,14 @@ impl Exchange {
 
     fn ask_h2(&mut self, worker: &Rc<Worker>, key: Key, connection: Rc<H2>) {
         let message = self.message;
-        let from_sidecar = matches!(self.target, Some(PoolKey::Mesh(_)));
+        let from_sidecar = self.asks_a_sidecar();
         if message.is_upgrade {
             match (connection.serves_extended_connect(), &self.target) {
                 (Some(true), _) | (_, None) => {}
                 (None, Some(target)) => return worker.pool.wait(target, key),
                 (Some(false), _) => {
                     let text = "the endpoint does not serve extended CONNECT".to_owned();
-                    return self.broken(worker, key, text, None);
+                    return self.broken(worker, text, None);
                 }
             }
         }
@@ -161,7 +166,7 @@ impl Exchange {
         let id = match opened {
             Ok(id) => id,
             Err(NotOpened::Leaving | NotOpened::Exhausted) => return self.unprocessed(worker, key),
-            Err(error @ NotOpened::Full) => return self.refuse(worker, key, not_opened(error)),
+            Err(error @ NotOpened::Full) => return self.refuse(worker, not_opened(error)),
         };
         self.asking();
         if let Some(attempt) = &self.attempt {
@@ -181,9 +186,9 @@ impl Exchange {
 
     /// No connection could be made: nothing was sent, so another endpoint may be tried.
     pub(super) fn connect_failed(&mut self, worker: &Rc<Worker>, key: Key, error: &ConnectError) {
-        let Some(attempt) = &mut self.attempt else { return self.refuse(worker, key, error.refusal()) };
+        let Some(attempt) = &mut self.attempt else { return self.refuse(worker, error.refusal()) };
         if error.reason == Reason::NoCertificate {
-            return self.refuse(worker, key, error.refusal());
+            return self.refuse(worker, error.refusal());
         }
         if error.reason != Reason::Overloaded {
             attempt.connect_failed(worker);
@@ -191,7 +196,7 @@ impl Exchange {
         let id = attempt.endpoint.id.clone();
         self.tried.push(id);
         if self.was_last_attempt() || !self.has_others() {
-            return self.refuse(worker, key, error.refusal());
+            return self.refuse(worker, error.refusal());
         }
         self.try_again(worker, key);
     }
@@ -237,14 +242,14 @@ impl Exchange {
                 return self.try_again(worker, key);
             }
             let text = "the endpoint is shutting down";
-            return self.refuse(worker, key, Refusal::new(Reason::UpstreamReset, text));
+            return self.refuse(worker, Refusal::new(Reason::UpstreamReset, text));
         }
         if self.request.is_repeatable() && !std::mem::replace(&mut self.again, true) {
             self.request.again();
             return self.connect(worker, key);
         }
         let text = "the application refused the request";
-        self.refuse(worker, key, Refusal::new(Reason::UpstreamReset, text));
+        self.refuse(worker, Refusal::new(Reason::UpstreamReset, text));
     }
 
     /// The connection went before there was an answer.
@@ -267,7 +272,7 @@ impl Exchange {
         }
         let error = error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string);
         let who = if self.attempt.is_some() { "the endpoint" } else { "the application" };
-        self.broken(worker, key, format!("{who} gave no response: {error}"), None);
+        self.broken(worker, format!("{who} gave no response: {error}"), None);
     }
 
     /// RFC 9110, 9.2.2, or the caller says so.
@@ -277,10 +282,10 @@ impl Exchange {
     }
 
     /// The request was sent, and there will be no answer. `reset`: said in these terms.
-    pub(super) fn broken(&mut self, worker: &Rc<Worker>, key: Key, text: String, reset: Option<Code>) {
+    pub(super) fn broken(&mut self, worker: &Rc<Worker>, text: String, reset: Option<Code>) {
         if let Some(attempt) = &mut self.attempt {
             attempt.answered(false);
         }
-        self.refuse(worker, key, Refusal::new(Reason::UpstreamReset, text).resetting(reset));
+        self.refuse(worker, Refusal::new(Reason::UpstreamReset, text).resetting(reset));
     }
 }

@@ -147,18 +147,18 @@ impl Exchange {
     ) {
         self.start(worker, down, handler, is_grpc(&self.head.fields));
         self.framing = Some(framing);
-        self.request.ended = matches!(framing, Framing::Empty | Framing::Length(0));
+        self.request.ended = framing.is_empty();
         self.request.keep();
-        self.asked_at = self.request.ended.then(|| worker.clock());
+        self.asked_at = self.request.ended.then(Instant::now);
         let head = &mut self.head;
         let message = match handler {
-            Handler::Refuse(refusal) => return self.refuse(worker, key, (**refusal).clone()),
+            Handler::Refuse(refusal) => return self.refuse(worker, (**refusal).clone()),
             Handler::Inbound(entry) if entry.peer().is_some() => Message::from_sidecar(head, framing),
             Handler::Inbound(_) | Handler::Outbound(_) => Message::from_application(head, framing),
         };
         self.message = match message {
             Ok(message) => message,
-            Err(refusal) => return self.refuse(worker, key, refusal),
+            Err(refusal) => return self.refuse(worker, refusal),
         };
         if self.message.switches() {
             // What follows is not of the message.
@@ -168,7 +168,7 @@ impl Exchange {
             Handler::Outbound(_) => self.next_endpoint(worker, key),
             Handler::Inbound(entry) => {
                 if let Err(refusal) = entry.authorize(Some(&self.head)) {
-                    return self.refuse(worker, key, refusal);
+                    return self.refuse(worker, refusal);
                 }
                 message::identify(&mut self.head.fields, entry.peer());
                 self.target = Some(PoolKey::Plain(entry.destination()));
@@ -179,20 +179,13 @@ impl Exchange {
     }
 
     /// A head has come that its codec refused.
-    pub(super) fn refuse_head(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        down: Leg,
-        handler: &Handler,
-        error: &Error,
-    ) {
+    pub(super) fn refuse_head(&mut self, worker: &Rc<Worker>, down: Leg, handler: &Handler, error: &Error) {
         self.start(worker, down, handler, false);
-        self.refuse(worker, key, head_refusal(error));
+        self.refuse(worker, head_refusal(error));
     }
 
     fn start(&mut self, worker: &Rc<Worker>, down: Leg, handler: &Handler, grpc: bool) {
-        let now = worker.clock();
+        let now = Instant::now();
         (self.begun, self.moved) = (Some(now), Some(now));
         self.state = State::Connecting;
         self.down = Some(down);
@@ -219,7 +212,7 @@ impl Exchange {
         data: &[u8],
         end: Option<&Fields>,
     ) -> bool {
-        self.moved = Some(worker.clock());
+        self.moved = Some(Instant::now());
         let inbound = matches!(self.handler, Some(Handler::Inbound(_)));
         let mut cleaned;
         let end = match end {
@@ -249,9 +242,9 @@ impl Exchange {
     }
 
     /// The request's body is not what its head announced.
-    pub(super) fn bad_body(&mut self, worker: &Rc<Worker>, key: Key) {
+    pub(super) fn bad_body(&mut self, worker: &Rc<Worker>) {
         if matches!(self.state, State::Connecting | State::Asked) {
-            return self.refuse(worker, key, message::broken_body());
+            return self.refuse(worker, message::broken_body());
         }
         self.cut(worker, Code::PROTOCOL_ERROR);
     }
@@ -289,16 +282,14 @@ impl Exchange {
             // A client that broke a rule gets no word of it further than this.
             return self.give_up(worker, if by_peer { code } else { Code::CANCEL });
         }
-        if let Some(up) = self.up.take() {
-            self.response.settle_debts(worker, &up);
-        }
+        self.release_up(worker);
         match self.state {
             State::Over | State::Connecting => {}
             State::Asked if unprocessed => self.unprocessed(worker, key),
             State::Asked => {
                 let reset = Some(code).filter(|_| by_peer && !self.message.is_h1());
                 let text = format!("the endpoint reset the request: {code}");
-                self.broken(worker, key, text, reset);
+                self.broken(worker, text, reset);
             }
             State::Answering if self.response.ended => self.settle(worker),
             State::Answering | State::Switched => {
@@ -312,7 +303,7 @@ impl Exchange {
         if matches!(self.state, State::Over | State::Connecting) {
             return;
         }
-        self.moved = Some(worker.clock());
+        self.moved = Some(Instant::now());
         if let Some(up) = &self.up {
             self.request.pump(worker, key, self.down.as_ref(), up);
         }
@@ -350,11 +341,10 @@ impl Exchange {
 
     /// The endpoint's side has nothing more to do with this.
     fn release_up(&mut self, worker: &Worker) {
-        if let Some(up @ Leg::H2(..)) = &self.up {
+        if let Some(up) = self.up.take() {
             // What still waits for the client is ours now, and bounded by the stream's window.
-            self.response.settle_debts(worker, up);
+            self.response.settle_debts(worker, &up);
         }
-        self.up = None;
     }
 
     /// The client has gone or has lost interest.
@@ -393,7 +383,7 @@ impl Exchange {
     }
 
     /// Ends what takes too long. Called now and then.
-    pub(super) fn sweep(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) {
+    pub(super) fn sweep(&mut self, worker: &Rc<Worker>, now: Instant) {
         let timeouts = &worker.ctx.config.timeouts;
         let passed = |since: Option<Instant>, limit: std::time::Duration| {
             since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
@@ -404,18 +394,14 @@ impl Exchange {
             && passed(self.asked_at, limit)
         {
             let text = format!("no response in {limit:?}");
-            return self.refuse(
-                worker,
-                key,
-                Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text),
-            );
+            return self.refuse(worker, Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text));
         }
         let Some(limit) = timeouts.idle.enabled() else { return };
         if !passed(self.moved, limit) {
             return;
         }
         match self.state {
-            State::Asked if !self.request.ended && !self.message.switches() => self.bad_body(worker, key),
+            State::Asked if !self.request.ended && !self.message.switches() => self.bad_body(worker),
             State::Answering | State::Switched => self.cut(worker, Code::CANCEL),
             State::Over | State::Connecting | State::Asked => {}
         }
