@@ -5,7 +5,8 @@
 //! one a second, never two within 100 ms. (Sleeping in each round instead would make each index stale, so that no
 //! call ever blocked: consul issue 3890.) *Retries*: exponential with full jitter up to 30 s, but never longer than
 //! the number of failing watches warrants: a lone watch that retries within a second harms nobody and sees the end of
-//! an outage at once, while two hundred share the same four attempts a second. The first that succeeds wakes the rest.
+//! an outage at once, while two hundred share the same four attempts a second. Only a server that asked for less (429)
+//! gets the whole back-off. The first watch that succeeds wakes the rest.
 
 use std::time::Duration;
 

@@ -49,6 +49,9 @@ const HOLD_DOWN: Duration = Duration::from_secs(10);
 const FAILS_BEFORE_PLAIN_READ: u32 = 3;
 /// When a watch hears that another one recovered, it retries within this.
 const WAKE_SPREAD: Duration = Duration::from_millis(500);
+/// The same after a 429, for each failing watch: they come back twenty a second, so that the limit that just lifted is
+/// not hit again at once.
+const WAKE_SHARE_AFTER_OVERLOAD: Duration = Duration::from_millis(50);
 /// Skipped instances named in one log line.
 const LOGGED_SKIPS: usize = 5;
 
@@ -410,9 +413,12 @@ where
         let overloaded = error.status() == Some(429);
         let failing = client.inner.failing.load(Ordering::Relaxed);
         let delay = jitter(back_off_limit(self.failures.count, failing, overloaded));
+        let others = u32::try_from(failing).unwrap_or(u32::MAX);
+        let spread =
+            if overloaded { WAKE_SHARE_AFTER_OVERLOAD.saturating_mul(others) } else { WAKE_SPREAD };
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = recovered, if !overloaded => tokio::time::sleep(jitter(WAKE_SPREAD)).await,
+            () = recovered => tokio::time::sleep(jitter(spread)).await,
         }
     }
 
