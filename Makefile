@@ -67,10 +67,6 @@ test-root: need-rust need-cc need-go need-python need-curl tools build ## The su
 soak: tools build ## The suites at full length
 	OUTRIGGER_SOAK=1 $(CARGO) test --locked -p outrigger-e2e
 
-.PHONY: attack
-attack: need-rust need-cc ## Reliability's attacks on HTTP, as black-box cases (some still fail: the issue names them)
-	$(CARGO) test --locked -p outrigger-proxy --features attacks --test attacks -- --test-threads=3
-
 .PHONY: figures
 figures: ## Print what the suites measured, as one table
 	@$(CARGO) run --locked -q -p outrigger-e2e --bin figures

@@ -414,8 +414,7 @@ where
         let failing = client.inner.failing.load(Ordering::Relaxed);
         let delay = jitter(back_off_limit(self.failures.count, failing, overloaded));
         let others = u32::try_from(failing).unwrap_or(u32::MAX);
-        let spread =
-            if overloaded { WAKE_SHARE_AFTER_OVERLOAD.saturating_mul(others) } else { WAKE_SPREAD };
+        let spread = if overloaded { WAKE_SHARE_AFTER_OVERLOAD.saturating_mul(others) } else { WAKE_SPREAD };
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = recovered => tokio::time::sleep(jitter(spread)).await,

@@ -16,7 +16,7 @@ use super::{
     Worker,
     exchanges::Key,
     h1::{H1, Side},
-    tls,
+    tls::{self, Whom},
     wire::Wire,
 };
 use crate::metrics::Direction;
@@ -62,7 +62,11 @@ impl Apps {
         let worker_of_task = worker.clone();
         worker.spawn(async move {
             let worker = worker_of_task;
-            let connection = match Box::pin(tls::dial(&worker.ctx, address, false)).await {
+            let whom = match direction {
+                Direction::Inbound => Whom::Application,
+                Direction::Outbound => Whom::Outside,
+            };
+            let connection = match Box::pin(tls::dial(&worker.ctx, address, whom)).await {
                 Ok(tcp) => {
                     let open = worker.ctx.metrics.connection(direction, "plain_h1");
                     let side = Side::Application { address, _open: open };

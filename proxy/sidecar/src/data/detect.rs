@@ -9,8 +9,10 @@ use outrigger_core::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
+
+use crate::config::Timeouts;
 
 /// Room for a first read: a request line, or a `ClientHello` with a post-quantum key share.
 const FIRST_BYTES: usize = 2048;
@@ -71,6 +73,14 @@ pub(crate) async fn first_bytes(
         }
     };
     timeout(INCOMPLETE_TIMEOUT, decide).await.unwrap_or(Ok(First::Bytes(Detection::Opaque)))
+}
+
+/// Waits until nobody has spoken for too long; for ever where there is no such limit.
+pub(crate) async fn silent_for_too_long(timeouts: &Timeouts) {
+    match timeouts.idle.enabled() {
+        Some(limit) => sleep(limit).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Appends what there is to `buffer`.

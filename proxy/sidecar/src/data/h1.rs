@@ -247,7 +247,8 @@ impl H1 {
         worker.begin(|exchange, worker, key| {
             self.key.set(Some(key));
             *worker.spare_request.borrow_mut() = exchange.take_head(head);
-            exchange.begin(worker, key, Leg::H1(self.clone()), server.handler(), framing);
+            exchange.begin(worker, Leg::H1(self.clone()), server.handler(), framing);
+            exchange.set_out(worker, key);
         });
         Some(used)
     }

@@ -27,11 +27,12 @@ use super::{
 };
 use crate::metrics::OpenGuard;
 
-/// Flow-control window of a stream: 1 MiB carries 400 Mbit/s over 20 ms.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Flow-control window of a stream, which is what a reader that has stopped costs: 256 KiB carry 100 Mbit/s over 20 ms, and
+/// 2 Gbit/s over the millisecond between two zones.
+const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// Window of a connection: this many bytes may wait for slow readers before they slow down the others.
-const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// Window of a connection: this many readers may stop before they slow down the others.
+const CONNECTION_WINDOW: u32 = 256 * STREAM_WINDOW;
 
 /// Bytes in one frame: four TLS records.
 const FRAME_BYTES: u32 = 64 * 1024;
@@ -41,6 +42,11 @@ const READS_PER_TURN: usize = 4;
 
 /// How long what was said last may take to reach the peer.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Streams that all clients of a thread may reset in a second, together: less than half of what a peer's sidecar takes on one
+/// connection (`PEERS_BUDGET`). Beyond that, those that reset more than a few are ended.
+const SHARED_RESETS: u32 = 2000;
+const FEW_RESETS: u32 = 20;
 
 /// An application is not expected to make trouble, nor is it bounded in streams: it opens none.
 const SERVERS_BUDGET: Budget = Budget { resets: 1000, errors: 1000, frames: 10_000 };
@@ -64,8 +70,12 @@ pub(crate) struct H2 {
     codec: RefCell<Connection>,
     /// Read and not understood yet.
     carry: Carry,
-    /// Since when the beginning of a frame waits for its rest.
+    /// Since when the beginning of a frame, or of a field block, or of the connection itself, waits for its rest.
     begun: Cell<Option<Instant>>,
+    /// Streams that the client has reset in this second.
+    resets: Cell<u32>,
+    /// When the codec's budgets were filled up, in the worker's seconds.
+    refilled: Cell<u64>,
     /// When bytes came last.
     heard: Cell<Instant>,
     /// When a ping was sent that has no answer yet.
@@ -117,7 +127,9 @@ impl H2 {
             side,
             codec: RefCell::new(codec),
             carry: Carry::default(),
-            begun: Cell::new(None),
+            begun: Cell::new(Some(now)),
+            resets: Cell::new(0),
+            refilled: Cell::new(worker.seconds()),
             heard: Cell::new(now),
             pinged: Cell::new(None),
             idle_since: Cell::new(now),
@@ -171,10 +183,16 @@ impl H2 {
     }
 
     fn take(self: &Rc<Self>, worker: &Rc<Worker>, bytes: &[u8]) {
-        self.carry.feed(bytes, |bytes| self.process(worker, bytes));
-        if self.carry.is_empty() {
+        let awaited = self.codec.borrow().awaits_rest();
+        let mut used = 0;
+        self.carry.feed(bytes, |bytes| {
+            used = self.process(worker, bytes);
+            used
+        });
+        let awaits = self.codec.borrow().awaits_rest();
+        if self.carry.is_empty() && !awaits {
             self.begun.set(None);
-        } else if self.begun.get().is_none() {
+        } else if self.begun.get().is_none() || (used > 0 && !(awaited && awaits)) {
             self.begun.set(Some(Instant::now()));
         }
         if !self.wire.out().is_empty() {
@@ -183,7 +201,20 @@ impl H2 {
         self.look_for_the_end();
     }
 
+    /// Returns how many bytes are done with.
     fn process(self: &Rc<Self>, worker: &Rc<Worker>, input: &[u8]) -> usize {
+        let mut fresh = worker.fresh.take();
+        let used = self.process_events(worker, input, &mut fresh);
+        // Only now: a request that its client takes back in the same breath costs nobody else anything.
+        for key in fresh.drain(..) {
+            worker.with(key, |exchange, worker| exchange.set_out(worker, key));
+        }
+        worker.fresh.replace(fresh);
+        used
+    }
+
+    /// The same; the exchanges that have begun are in `fresh`.
+    fn process_events(self: &Rc<Self>, worker: &Rc<Worker>, input: &[u8], fresh: &mut Vec<Key>) -> usize {
         let mut at = 0;
         while !self.over.get() {
             let received = {
@@ -194,19 +225,14 @@ impl H2 {
                 Ok(received) => received,
                 Err(fatal) => {
                     tracing::debug!(%fatal, "a connection of HTTP/2 is ended");
-                    let outcome =
-                        if fatal.code == Code::ENHANCE_YOUR_CALM { "http2_flood" } else { "http2_error" };
-                    worker.ctx.metrics.refused(self.direction(), outcome);
-                    self.finish();
-                    // Not when the last words have been said: callers wait, and applications work for nobody.
-                    self.lose_streams(worker);
+                    self.end_for(worker, fatal.code);
                     return input.len();
                 }
             };
             at += used;
             match event {
                 Event::More => break,
-                Event::Request { id, end } => self.request(worker, id, end),
+                Event::Request { id, end } => fresh.extend(self.request(worker, id, end)),
                 Event::TooLarge { id, .. } => self.too_large(worker, id),
                 Event::Response { id: _, key, end } => {
                     let key = Key::from_bits(key);
@@ -235,6 +261,9 @@ impl H2 {
                     worker.with(key, |exchange, worker| {
                         exchange.reset_by(worker, key, self.is_server(), code, by_peer, unprocessed);
                     });
+                    if by_peer {
+                        self.took_back(worker);
+                    }
                 }
                 Event::Writable { id: _, key } => worker.turn.ready(Key::from_bits(key)),
                 Event::GoAway { .. } => {
@@ -253,15 +282,47 @@ impl H2 {
         at
     }
 
-    fn request(self: &Rc<Self>, worker: &Rc<Worker>, id: StreamId, end: bool) {
-        let Side::Client(server) = &self.side else { return };
+    /// Begins the exchange of a request, which is to set out when what was read with it has been looked at.
+    fn request(self: &Rc<Self>, worker: &Rc<Worker>, id: StreamId, end: bool) -> Option<Key> {
+        let Side::Client(server) = &self.side else { return None };
         self.served.set(true);
-        worker.begin(|exchange, worker, key| {
+        let key = worker.begin(|exchange, worker, key| {
             self.codec.borrow_mut().attach(id, key.to_bits());
             exchange.swap_head(&mut worker.heads.borrow_mut().request);
             let framing = if end { Framing::Empty } else { Framing::UntilClose };
-            exchange.begin(worker, key, Leg::H2(self.clone(), id), server.handler(), framing);
+            exchange.begin(worker, Leg::H2(self.clone(), id), server.handler(), framing);
         });
+        Some(key)
+    }
+
+    /// The client has reset a stream. Each client's codec bounds that; what all of them do together goes out on connections
+    /// that they share with others, and is bounded here.
+    fn took_back(self: &Rc<Self>, worker: &Rc<Worker>) {
+        let Side::Client(server) = &self.side else { return };
+        // A peer's sidecar has done the same to its own callers.
+        if server.is_peer() {
+            return;
+        }
+        self.resets.set(self.resets.get() + 1);
+        if worker.counts_reset() > SHARED_RESETS && self.resets.get() > FEW_RESETS {
+            tracing::debug!("a connection of HTTP/2 is ended: it has a share in too many resets");
+            self.codec.borrow_mut().close(Code::ENHANCE_YOUR_CALM, &mut self.wire.out());
+            self.end_for(worker, Code::ENHANCE_YOUR_CALM);
+        }
+    }
+
+    /// Ends a connection whose peer was told `code`.
+    fn end_for(self: &Rc<Self>, worker: &Rc<Worker>, code: Code) {
+        let outcome = if code == Code::ENHANCE_YOUR_CALM { "http2_flood" } else { "http2_error" };
+        worker.ctx.metrics.refused(self.direction(), outcome);
+        self.finish();
+        if let Side::Endpoint { key, .. } = &self.side {
+            // It takes no place from those that serve while it says its last words.
+            worker.pool.ended(key, self);
+            worker.look_after(self);
+        }
+        // Not when the last words have been said: callers wait, and applications work for nobody.
+        self.lose_streams(worker);
     }
 
     fn too_large(self: &Rc<Self>, worker: &Rc<Worker>, id: StreamId) {
@@ -401,7 +462,21 @@ impl H2 {
         if self.over.get() || self.wire.is_broken() {
             return 0;
         }
-        self.codec.borrow().available()
+        let codec = self.codec.borrow();
+        // A sidecar allows many; what an application allows is not known before it has said so.
+        if self.is_unsettled() && codec.open_streams() > 0 { 0 } else { codec.available() }
+    }
+
+    /// Whether it leads to an application whose SETTINGS have not come yet.
+    pub(super) fn is_unsettled(&self) -> bool {
+        matches!(self.side, Side::Endpoint { key: PoolKey::Plain(_), .. })
+            && !self.over.get()
+            && self.codec.borrow().peer_extended_connect().is_none()
+    }
+
+    /// Whether more than one request went out on it.
+    pub(super) fn was_shared(&self) -> bool {
+        self.codec.borrow().opened_streams() > 1
     }
 
     /// Streams that are open.
@@ -453,7 +528,10 @@ impl H2 {
             self.codec.borrow_mut().close(Code::ENHANCE_YOUR_CALM, &mut self.wire.out());
             return self.finish();
         }
-        self.codec.borrow_mut().tick();
+        if self.refilled.replace(worker.seconds()) != worker.seconds() {
+            self.codec.borrow_mut().tick();
+            self.resets.set(0);
+        }
         self.look_for_the_end();
         self.look_whether_it_lives(worker, now);
         let Side::Client(server) = &self.side else { return };

@@ -25,12 +25,12 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Next, Worker,
-    detect::{First, first_bytes, read_more},
+    detect::{First, first_bytes, read_more, silent_for_too_long},
     outbound::http_version,
     reasons::Refusal,
     relay::Relay,
     serve::{Handler, Validity, Version, refuse, serve},
-    tls::{self, Hello, Secured, Sniffer},
+    tls::{self, Hello, Secured, Sniffer, Whom},
     wire::{Wire, reset_on_close},
 };
 use crate::{
@@ -91,7 +91,7 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
     };
     let mut first = first_bytes(&mut stream, &mut buffer, patience).await.unwrap_or(First::End);
     if first == First::Silence && mode == Mtls::Permissive {
-        let Ok(mut application) = tls::dial(&worker.ctx, destination, false).await else {
+        let Ok(mut application) = tls::dial(&worker.ctx, destination, Whom::Application).await else {
             return reset(&stream);
         };
         let mut greeting = Vec::new();
@@ -104,6 +104,7 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
                 let entry = Entry::new(&worker, destination, port, None);
                 return entry.join(Wire::plain(stream, buffer), application, greeting);
             }
+            () = silent_for_too_long(&worker.ctx.config.timeouts) => return Next::Done,
         }
         early = Some(application);
     }
@@ -237,7 +238,7 @@ impl Entry {
     async fn bytes(self, worker: &Worker, wire: Wire, early: Option<TcpStream>) -> Next {
         let application = match early {
             Some(application) => Ok(application),
-            None => tls::dial(&worker.ctx, self.destination, false).await,
+            None => tls::dial(&worker.ctx, self.destination, Whom::Application).await,
         };
         match application {
             Ok(application) => self.join(wire, application, Vec::new()),

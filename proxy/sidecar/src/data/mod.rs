@@ -54,7 +54,7 @@ use tokio::{
 
 use self::{
     apps::Apps,
-    exchanges::Exchanges,
+    exchanges::{Exchanges, Key},
     pool::Pool,
     serve::{Connection, Next},
     session::Gate,
@@ -71,6 +71,9 @@ use crate::{
 /// Between two rounds of the worker's own chores, at most and at least. Time-outs are as precise as that, or as a quarter
 /// of the shortest of them.
 const TICK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(10));
+
+/// Clients' budgets are filled up once in this time; a little less, so that rounds of [`TICK`] do not miss every other.
+const SECOND: Duration = Duration::from_millis(950);
 
 /// How long `accept` pauses when the process is out of descriptors or memory: at first, and at most. Long enough not to
 /// spin, short enough to recover within a second of a release.
@@ -103,6 +106,11 @@ pub(crate) struct Worker {
     pub(crate) spare_request: RefCell<RequestHead>,
     pub(crate) spare_trailers: RefCell<Fields>,
     pub(crate) no_trailers: Fields,
+    /// Exchanges that have begun in the bytes that are being looked at.
+    pub(crate) fresh: RefCell<Vec<Key>>,
+    /// Seconds that this thread has lived, and streams that clients have reset in this one.
+    seconds: Cell<u64>,
+    resets: Cell<u32>,
     /// Connections that are served, looked at now and then.
     served: RefCell<Listed>,
     busy: [RefCell<(usize, Option<Work>)>; 2],
@@ -187,6 +195,9 @@ impl Worker {
             spare_request: RefCell::default(),
             spare_trailers: RefCell::default(),
             no_trailers: Fields::default(),
+            fresh: RefCell::default(),
+            seconds: Cell::new(0),
+            resets: Cell::new(0),
             served: RefCell::default(),
             busy: Default::default(),
             balancers: RefCell::default(),
@@ -282,9 +293,16 @@ impl Worker {
     async fn chores(self: Rc<Self>) {
         let pace = self.pace();
         let mut phase = Phase::Serving;
+        let mut second = Instant::now();
         loop {
             self.notice_leaving();
             let now = Instant::now();
+            // Not each round: budgets are per second, and rounds may be much shorter.
+            if now.saturating_duration_since(second) >= SECOND {
+                second = now;
+                self.seconds.set(self.seconds.get() + 1);
+                self.resets.set(0);
+            }
             self.sweep_served(now);
             for key in self.exchanges.keys() {
                 self.with(key, |exchange, worker| exchange.sweep(worker, now));
@@ -352,6 +370,11 @@ impl Worker {
     /// Looks after a connection to an endpoint until it has ended, outside of its pool.
     pub(crate) fn retire(&self, connection: &Rc<h2::H2>) {
         connection.retire(self);
+        self.look_after(connection);
+    }
+
+    /// The same for one that ends already.
+    pub(crate) fn look_after(&self, connection: &Rc<h2::H2>) {
         self.retired.borrow_mut().push(connection.clone());
     }
 
@@ -364,6 +387,17 @@ impl Worker {
         }
         busy.0 += 1;
         Busy { worker: self.clone(), side }
+    }
+
+    /// Seconds that this thread has lived.
+    pub(crate) fn seconds(&self) -> u64 {
+        self.seconds.get()
+    }
+
+    /// Counts a stream that a client has reset; returns how many there were in this second.
+    pub(crate) fn counts_reset(&self) -> u32 {
+        self.resets.set(self.resets.get().saturating_add(1));
+        self.resets.get()
     }
 
     fn notice_leaving(&self) {

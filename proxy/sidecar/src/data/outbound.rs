@@ -23,11 +23,11 @@ use tokio::net::TcpStream;
 use super::{
     Next, Worker,
     balance::{Attempt, MAX_ATTEMPTS, Route},
-    detect::{First, first_bytes},
+    detect::{First, first_bytes, silent_for_too_long},
     reasons::Refusal,
     relay::Relay,
     serve::{Handler, Version, refuse, serve},
-    tls::{self, ConnectError},
+    tls::{self, ConnectError, Whom},
     wire::{Wire, reset_on_close},
 };
 use crate::{
@@ -103,7 +103,7 @@ pub(crate) fn http_version(first: First) -> Option<Version> {
 
 /// Bytes to the original destination, as if we were not there.
 async fn pass_through(worker: &Rc<Worker>, stream: TcpStream, address: SocketAddr) -> Next {
-    match tls::dial(&worker.ctx, address, false).await {
+    match tls::dial(&worker.ctx, address, Whom::Outside).await {
         Ok(upstream) => {
             let wire = Wire::plain(upstream, Vec::new());
             let upstream = Upstream { wire, peer: None, open: Vec::new() };
@@ -130,7 +130,8 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
         Plan::Http2 => Some(Version::Http2),
         Plan::Detect { early_connect_after } => {
             let decided = match decide(&route, &mut stream, &mut buffer, early_connect_after).await {
-                Ok(decided) => decided,
+                Ok(Some(decided)) => decided,
+                Ok(None) => return Next::Done,
                 Err(refusal) => return refuse_connection(&worker, stream, refusal).await,
             };
             let (outcome, first) = match &decided {
@@ -171,35 +172,36 @@ enum Decided {
     Server(Upstream, Vec<u8>),
 }
 
-/// Waits for whoever speaks first, and connects early if the client does not.
+/// Waits for whoever speaks first, and connects early if the client does not. `None`: nobody has spoken for too long.
 async fn decide(
     route: &Rc<Route>,
     stream: &mut TcpStream,
     buffer: &mut Vec<u8>,
     early_connect_after: Duration,
-) -> Result<Decided, Refusal> {
+) -> Result<Option<Decided>, Refusal> {
     // An error is the end of the stream, too; whoever writes next learns more.
     let first = first_bytes(stream, buffer, Some(early_connect_after)).await.unwrap_or(First::End);
     if first != First::Silence {
-        return Ok(Decided::Client(first, None));
+        return Ok(Some(Decided::Client(first, None)));
     }
     let upstream = tokio::select! {
-        first = first_bytes(stream, buffer, None) => return Ok(Decided::Client(first.unwrap_or(First::End), None)),
+        first = first_bytes(stream, buffer, None) => return Ok(Some(Decided::Client(first.unwrap_or(First::End), None))),
         upstream = connect(route) => upstream?,
     };
     let first = tokio::select! {
         first = first_bytes(stream, buffer, None) => first.unwrap_or(First::End),
         // An error shows again where the bytes would go.
-        greeting = upstream.wire.read() => return Ok(Decided::Server(upstream, greeting.unwrap_or_default())),
+        greeting = upstream.wire.read() => return Ok(Some(Decided::Server(upstream, greeting.unwrap_or_default()))),
+        () = silent_for_too_long(&route.worker.ctx.config.timeouts) => return Ok(None),
     };
     if http_version(first).is_none() {
-        return Ok(Decided::Client(first, Some(upstream)));
+        return Ok(Some(Decided::Client(first, Some(upstream))));
     }
     route.worker.spawn(async move {
         upstream.wire.finish();
         let _ = poll_fn(|cx| upstream.wire.poll_sent(cx)).await;
     });
-    Ok(Decided::Client(first, None))
+    Ok(Some(Decided::Client(first, None)))
 }
 
 /// A connection for bytes.
@@ -237,7 +239,7 @@ async fn open(route: &Route, attempt: &Attempt) -> Result<Upstream, ConnectError
     let worker = &route.worker;
     let metrics = &worker.ctx.metrics;
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
-        let stream = tls::dial(&worker.ctx, attempt.address, false).await?;
+        let stream = tls::dial(&worker.ctx, attempt.address, Whom::Outside).await?;
         let open = metrics.connection(Direction::Outbound, "plain_tcp");
         return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), peer: None, open: vec![open] });
     };

@@ -24,7 +24,7 @@ use super::{
     Worker,
     exchanges::Key,
     h2::H2,
-    tls::{self, ClientConfigs, ConnectError},
+    tls::{self, ClientConfigs, ConnectError, Whom},
     wire::Wire,
 };
 use crate::metrics::Direction;
@@ -36,7 +36,8 @@ const IDLE: Duration = Duration::from_mins(1);
 /// Connections under one key: a peer that lets each have few streams must not cost us all our ports.
 const MAX_CONNECTIONS: usize = 16;
 
-/// How long a new connection is waited for until its peer's SETTINGS say whether extended CONNECT is served.
+/// How long a new connection is waited for until its peer's SETTINGS say how many streams it takes, and whether extended CONNECT
+/// is served.
 const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 
 /// What makes two connections interchangeable.
@@ -94,6 +95,10 @@ impl Pool {
             let has_room = |c: &&Rc<H2>| c.available() > 0 && c.open_streams() < most;
             if let Some(connection) = slot.connections.iter().find(has_room) {
                 return Found::Connection(connection.clone());
+            }
+            if slot.connections.iter().any(|connection| connection.is_unsettled()) {
+                slot.unsettled.push((waits, Instant::now() + SETTINGS_WAIT));
+                return Found::Connecting;
             }
         }
         let slot = slots.entry(key.clone()).or_default();
@@ -221,7 +226,7 @@ async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Rc
             (secured.wire, Some(secured.move_at), Some(info))
         }
         PoolKey::Plain(address) => {
-            (Wire::plain(tls::dial(&worker.ctx, *address, false).await?, Vec::new()), None, None)
+            (Wire::plain(tls::dial(&worker.ctx, *address, Whom::Outside).await?, Vec::new()), None, None)
         }
     };
     let kind = if info.is_some() { "mesh_h2" } else { "plain_h2" };

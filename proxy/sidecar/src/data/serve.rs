@@ -84,6 +84,11 @@ impl Server {
         &self.handler
     }
 
+    /// Whether the client is a peer's sidecar, which has proved it.
+    pub(super) fn is_peer(&self) -> bool {
+        self.validity.is_some()
+    }
+
     /// Whether the client is to go elsewhere; `served`: it has had an answer.
     pub(super) fn leaves(&self, worker: &Worker, served: bool) -> bool {
         let phase = worker.ctx.drain.phase();

@@ -31,6 +31,10 @@ use crate::{config::Timeouts, context::Context, metrics::TlsFacts};
 /// Client configurations kept for one epoch: one per identity dialled and ALPN.
 const MAX_CLIENT_CONFIGS: usize = 1024;
 
+/// How long the own application may take to accept, at least: while its queue is full, the kernel tries again after one
+/// second and after three. Nobody else could be asked.
+const APPLICATION_PATIENCE: Duration = Duration::from_millis(3_500);
+
 /// TCP keep-alive probes without an answer that end a connection.
 const KEEPALIVE_PROBES: u32 = 3;
 
@@ -63,21 +67,31 @@ pub(crate) struct Secured {
     pub(crate) epoch: u64,
 }
 
-/// Dials `address`. `to_mesh`: an endpoint's own address, which may turn out to be on this very host.
-pub(crate) async fn dial(
-    ctx: &Context,
-    address: SocketAddr,
-    to_mesh: bool,
-) -> Result<TcpStream, ConnectError> {
+/// Who is dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// A peer's sidecar.
+    Sidecar,
+    /// The workload's own application.
+    Application,
+    /// Whoever has no sidecar.
+    Outside,
+}
+
+/// Dials `address`. A sidecar's may turn out to be on this very host.
+pub(crate) async fn dial(ctx: &Context, address: SocketAddr, whom: Whom) -> Result<TcpStream, ConnectError> {
     let failed = |error: io::Error| ConnectError::new(Reason::ConnectFailed, format!("{address}: {error}"));
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     if let Some(mark) = ctx.config.mark {
         sockets::set_mark(&socket, mark).map_err(failed)?;
     }
-    if to_mesh {
+    if whom == Whom::Sidecar {
         sockets::allow_hairpin(&socket).map_err(failed)?;
     }
-    let limit = ctx.config.timeouts.connect.get();
+    let limit = match whom {
+        Whom::Application => ctx.config.timeouts.connect.get().max(APPLICATION_PATIENCE),
+        Whom::Sidecar | Whom::Outside => ctx.config.timeouts.connect.get(),
+    };
     let stream = timeout(limit, socket.connect(address))
         .await
         .map_err(|_| ConnectError::new(Reason::ConnectTimeout, format!("{address}: no answer in {limit:?}")))?
@@ -136,7 +150,7 @@ pub(crate) async fn connect(worker: &Worker, key: &ConnectionKey) -> Result<Secu
     let ctx = &worker.ctx;
     let address = key.address;
     let config = worker.pool.configs.borrow_mut().get(ctx, &key.expected_identity, key.alpn)?;
-    let tcp = dial(ctx, address, true).await?;
+    let tcp = dial(ctx, address, Whom::Sidecar).await?;
     let limit = ctx.config.timeouts.connect.get();
     let handshake = session::connect(&tcp, config, outrigger_certs::server_name(), &worker.gate);
     let established = match timeout(limit, handshake).await {

@@ -63,7 +63,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a flood goes on, whatever becomes of it.
-const LONGEST_FLOOD: Duration = Duration::from_secs(2);
+const LONGEST_FLOOD: Duration = Duration::from_secs(1);
 
 /// Frames that are remembered, and bytes of each.
 const MOST_FRAMES: usize = 20_000;

@@ -50,10 +50,19 @@ async fn fifty_connections_that_reset_rapidly_are_fifty_that_end() {
         let mut peer = field.peer(H2_DOORS[at % 3], &[]).await;
         attackers.push(tokio::spawn(async move {
             peer.flood(MOST_RESETS / 50, |round| {
-                let pairs = (0..50).map(|at| id(50 * round + at));
-                pairs
-                    .flat_map(|id| [ask(id, END_STREAM, "GET", "/slow"), reset(id, CANCEL)].concat())
-                    .collect()
+                if at % 2 == 0 {
+                    let pairs = (0..50).map(|at| id(50 * round + at));
+                    return pairs
+                        .flat_map(|id| [ask(id, END_STREAM, "GET", "/slow"), reset(id, CANCEL)].concat())
+                        .collect();
+                }
+                // Half of them let the requests travel first.
+                let streams = (0..50).map(|at| id(50 * (round / 2) + at));
+                if round.is_multiple_of(2) {
+                    streams.flat_map(|id| ask(id, END_STREAM, "GET", "/slow")).collect()
+                } else {
+                    streams.flat_map(|id| reset(id, CANCEL)).collect()
+                }
             })
             .await;
             (H2_DOORS[at % 3], peer.given_up().await)

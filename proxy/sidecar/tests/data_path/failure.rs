@@ -14,7 +14,9 @@ use outrigger_core::{model::Protocol, resolve::Ranges};
 use outrigger_proxy::{config::DrainTimes, discovery::directory::Directory, drain::Phase};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
     sync::Semaphore,
+    time::timeout,
 };
 
 use crate::support::*;
@@ -271,4 +273,43 @@ async fn connections_beyond_the_limit_are_refused_and_the_others_served() {
             .metrics()
             .contains(r#"outrigger_refused_total{direction="outbound",outcome="overloaded"}"#)
     );
+}
+
+/// Connections that the kernel dropped because somebody's queue was full, on this host since it started.
+fn drops() -> u64 {
+    let counters = std::fs::read_to_string("/proc/net/netstat").unwrap();
+    let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.split(' ').position(|name| name == "ListenDrops").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
+/// The kernel drops the first SYN and repeats it after a second: later than an endpoint that is away should be noticed, and
+/// what the client would see without a mesh.
+#[tokio::test]
+async fn an_application_whose_queue_is_full_is_waited_for() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let application = socket.listen(1).unwrap();
+    let address = application.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        queue.push(stream.unwrap());
+    }
+    let pair = pair_with(address, Protocol::Http1, |_| {}, |config| config.timeouts.connect = millis(50));
+    let before = drops();
+    let asked = tokio::spawn(raw(pair.address, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"));
+    eventually("a dropped connection", || drops() > before).await;
+    drop(queue);
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = application.accept().await.unwrap();
+            if matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate").await.unwrap();
+            }
+        }
+    });
+    let answer = soon("the answer", asked).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("late"), "{answer}");
+    serving.abort();
 }

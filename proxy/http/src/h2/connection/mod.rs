@@ -234,6 +234,11 @@ impl Connection {
         self.streams.len()
     }
 
+    /// Client: how many streams were opened so far.
+    pub fn opened_streams(&self) -> u32 {
+        self.next_own / 2
+    }
+
     /// Client: how many streams could be opened now.
     pub fn available(&self) -> usize {
         if self.is_leaving() || self.role == Role::Server || self.next_own > MAX_31_BITS {
@@ -256,6 +261,12 @@ impl Connection {
     /// Whether the peer takes extended CONNECT (RFC 8441); `None` before its first SETTINGS.
     pub fn peer_extended_connect(&self) -> Option<bool> {
         self.peer.known.then_some(self.peer.extended_connect)
+    }
+
+    /// Whether the peer has begun something that an honest one brings to its end at once: the connection, with preface
+    /// and SETTINGS, or a field block (6.10).
+    pub fn awaits_rest(&self) -> bool {
+        !self.peer.known || matches!(self.reading, Reading::Continuation(_))
     }
 
     /// Streams with a key, in no order.

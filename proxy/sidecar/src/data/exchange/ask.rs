@@ -28,6 +28,10 @@ use crate::data::{
 };
 use crate::metrics::Direction;
 
+/// How often a request is sent again to the same application, where that is safe: on a new connection of its own, or on one that
+/// somebody else may bring down again.
+const MAX_REPEATS: u8 = 3;
+
 impl Exchange {
     fn route(&self) -> Option<&Rc<Route>> {
         match &self.handler {
@@ -77,7 +81,7 @@ impl Exchange {
             let address = *address;
             // What follows a switch is no HTTP: such a connection is never given back.
             if !self.message.switches()
-                && !self.again
+                && self.repeats == 0
                 && let Some(connection) = worker.apps.take(address)
             {
                 return self.ask_h1(worker, key, connection);
@@ -244,7 +248,8 @@ impl Exchange {
             let text = "the endpoint is shutting down";
             return self.refuse(worker, Refusal::new(Reason::UpstreamReset, text));
         }
-        if self.request.is_repeatable() && !std::mem::replace(&mut self.again, true) {
+        if self.request.is_repeatable() && self.repeats < MAX_REPEATS {
+            self.repeats += 1;
             self.request.again();
             return self.connect(worker, key);
         }
@@ -260,13 +265,16 @@ impl Exchange {
         up: Option<&Leg>,
         error: Option<&io::Error>,
     ) {
-        // The classic race: an application that closes an idle connection just when a request goes out on it.
-        if let Some(Leg::H1(connection)) = up
-            && connection.was_used()
-            && self.request.is_repeatable()
-            && self.is_safe_to_repeat()
-            && !std::mem::replace(&mut self.again, true)
+        // The classic race: an application that closes an idle connection just when a request goes out on it; or one that ends
+        // a connection because of what others did on it.
+        let is_shared = match up {
+            Some(Leg::H1(connection)) => connection.was_used(),
+            Some(Leg::H2(connection, _)) => self.attempt.is_none() && connection.was_shared(),
+            None => false,
+        };
+        if is_shared && self.request.is_repeatable() && self.is_safe_to_repeat() && self.repeats < MAX_REPEATS
         {
+            self.repeats += 1;
             self.request.again();
             return self.connect(worker, key);
         }

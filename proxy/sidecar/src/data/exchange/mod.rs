@@ -75,8 +75,8 @@ pub(crate) struct Exchange {
     tried: Vec<Arc<str>>,
     /// What it is connected to, or waits for.
     target: Option<PoolKey>,
-    /// A request was sent again on a new connection to the same application.
-    again: bool,
+    /// How often the request was sent again to the same application.
+    repeats: u8,
     // What is counted.
     edge: Option<Rc<Edge>>,
     record: Option<Record>,
@@ -136,15 +136,9 @@ impl Exchange {
 
     // What the client's connection tells.
 
-    /// A request has come, its head by [`swap_head`](Self::swap_head).
-    pub(super) fn begin(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        down: Leg,
-        handler: &Handler,
-        framing: Framing,
-    ) {
+    /// A request has come, its head by [`swap_head`](Self::swap_head). Unless it is refused,
+    /// [`set_out`](Self::set_out) must follow.
+    pub(super) fn begin(&mut self, worker: &Rc<Worker>, down: Leg, handler: &Handler, framing: Framing) {
         self.start(worker, down, handler, is_grpc(&self.head.fields));
         self.framing = Some(framing);
         self.request.ended = framing.is_empty();
@@ -164,9 +158,17 @@ impl Exchange {
             // What follows is not of the message.
             self.request.ended = false;
         }
-        match handler {
-            Handler::Outbound(_) => self.next_endpoint(worker, key),
-            Handler::Inbound(entry) => {
+    }
+
+    /// Turns to an endpoint, or to the application.
+    pub(super) fn set_out(&mut self, worker: &Rc<Worker>, key: Key) {
+        if self.state != State::Connecting {
+            return;
+        }
+        match &self.handler {
+            Some(Handler::Outbound(_)) => self.next_endpoint(worker, key),
+            Some(Handler::Inbound(entry)) => {
+                let entry = entry.clone();
                 if let Err(refusal) = entry.authorize(Some(&self.head)) {
                     return self.refuse(worker, refusal);
                 }
@@ -174,7 +176,7 @@ impl Exchange {
                 self.target = Some(PoolKey::Plain(entry.destination()));
                 self.connect(worker, key);
             }
-            Handler::Refuse(_) => {}
+            Some(Handler::Refuse(_)) | None => {}
         }
     }
 

@@ -17,6 +17,9 @@ const MAX_KEPT: usize = 64 * 1024;
 /// Bytes that wait before a sender of HTTP/1.x is not read any more: what one read brings.
 const PAUSE_AT: usize = 64 * 1024;
 
+/// A piece of a body that is joined with others of its turn: a copy of so little costs less than a frame.
+const SMALL_PIECE: usize = 2 * 1024;
+
 /// The largest buffer that is kept for another exchange.
 const SMALL: usize = 8 * 1024;
 
@@ -95,6 +98,16 @@ impl Pipe {
             release(worker, source, data.len());
         } else {
             self.owed += data.len();
+            // Small pieces go on as one when the turn ends, which is when they would be flushed: each frame costs whoever reads it,
+            // and may count as an attack.
+            let waits = end.is_none() && data.len() < SMALL_PIECE;
+            if waits && self.takes_more() && sink.is_some() {
+                // Where others wait already, somebody has seen to it that they go on.
+                if self.is_empty() {
+                    worker.turn.ready(key);
+                }
+                return self.buffer.extend_from_slice(data);
+            }
             if let (true, Some(sink)) = (self.is_empty(), sink) {
                 let sent = self.send(worker, key, rest, source, sink);
                 rest = &rest[sent..];
