@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
 
-use super::{Worker, exchange::Exchange};
+use super::{Worker, buffers, exchange::Exchange};
 
 /// Boxes kept for reuse: the concurrency of a busy thread; a kibibyte or two each.
 const SPARES: usize = 128;
@@ -107,6 +107,7 @@ impl Exchanges {
             places.shrink_to_fit();
             free.shrink_to_fit();
             *self.spares.borrow_mut() = Vec::new();
+            buffers::free();
         }
     }
 }

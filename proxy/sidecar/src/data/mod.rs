@@ -12,6 +12,7 @@
 
 mod apps;
 mod balance;
+mod buffers;
 mod carry;
 mod detect;
 mod exchange;

@@ -93,13 +93,25 @@ impl Session {
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Result<Opened, Error> {
-        let mut consumed = self.advance(records, &Wish::Open, plain, out)?;
+        // Once for all of them.
+        plain.reserve(records.len());
+        let mut consumed = 0;
+        // One by one: rustls keeps a copy of the text of all records that it was shown until it has handed them out, and
+        // memory that comes and goes by the hundred KiB is given back to the kernel each time.
+        while !self.peer_has_closed()
+            && let Some(len) = first_record(&records[consumed..])
+        {
+            let used = self.advance(&mut records[consumed..consumed + len], &Wish::Open, plain, out)?;
+            consumed += used;
+            if used < len && !self.peer_has_closed() {
+                return Err(self.fragment());
+            }
+        }
         let closed = self.peer_has_closed();
         if closed {
             // Whatever follows is to be ignored (RFC 8446, section 6.1).
             consumed = records.len();
         }
-        self.refuse_fragments(&records[consumed..])?;
         Ok(Opened { consumed, closed })
     }
 
@@ -129,6 +141,12 @@ impl Session {
     /// Of an established session between two calls, this is the only reason why it does not want to read.
     fn peer_has_closed(&self) -> bool {
         !self.state().wants_read()
+    }
+
+    /// A whole record that was not consumed holds a part of a handshake message.
+    fn fragment(&mut self) -> Error {
+        self.failed = true;
+        Error::General("the peer's handshake message spans records after the handshake".to_owned())
     }
 
     /// Drives rustls until it waits for more records. Returns the bytes of `records` that are done with.
@@ -166,20 +184,10 @@ impl Session {
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> (usize, Result<Next, Error>) {
-        let ahead = records.len();
         match &mut self.connection {
-            Connection::Client(tls) => handle(tls.process_tls_records(records), ahead, wish, plain, out),
-            Connection::Server(tls) => handle(tls.process_tls_records(records), ahead, wish, plain, out),
+            Connection::Client(tls) => handle(tls.process_tls_records(records), wish, plain, out),
+            Connection::Server(tls) => handle(tls.process_tls_records(records), wish, plain, out),
         }
-    }
-
-    /// A whole record that was not consumed holds a part of a handshake message.
-    fn refuse_fragments(&mut self, rest: &[u8]) -> Result<(), Error> {
-        if !begins_with_record(rest) {
-            return Ok(());
-        }
-        self.failed = true;
-        Err(Error::General("the peer's handshake message spans records after the handshake".to_owned()))
     }
 }
 
@@ -196,31 +204,25 @@ enum Next {
     Rest,
 }
 
-/// Handles one state of rustls' machine. Returns the bytes of the records that are done with. `ahead`: plaintext bytes
-/// that may follow, at most.
+/// Handles one state of rustls' machine. Returns the bytes of the records that are done with.
 fn handle<Side>(
     status: UnbufferedStatus<'_, '_, Side>,
-    ahead: usize,
     wish: &Wish<'_>,
     plain: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> (usize, Result<Next, Error>) {
     let UnbufferedStatus { mut discard, state } = status;
     let next = match state {
-        Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-            // Once for all records of a read.
-            plain.reserve(ahead);
-            loop {
-                match traffic.next_record() {
-                    Some(Ok(record)) => {
-                        discard += record.discard;
-                        plain.extend_from_slice(record.payload);
-                    }
-                    Some(Err(error)) => break Err(error),
-                    None => break Ok(Next::Again),
+        Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
+            match traffic.next_record() {
+                Some(Ok(record)) => {
+                    discard += record.discard;
+                    plain.extend_from_slice(record.payload);
                 }
+                Some(Err(error)) => break Err(error),
+                None => break Ok(Next::Again),
             }
-        }
+        },
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
             append(out, 0, |room| data.encode(room)).map(|()| Next::Again)
         }
@@ -306,15 +308,16 @@ fn append<E: Into<Short>>(
     }
 }
 
-/// Whether there is enough for rustls to make something of it: a whole record, or a header that it refuses.
-fn begins_with_record(bytes: &[u8]) -> bool {
-    let Some(&[kind, major, _, high, low]) = bytes.first_chunk::<HEADER>() else {
-        return false;
-    };
+/// The length of the first record, if there is enough for rustls to make something of it: a whole record, or a header that
+/// it refuses, and then everything.
+fn first_record(bytes: &[u8]) -> Option<usize> {
+    let &[kind, major, _, high, low] = bytes.first_chunk::<HEADER>()?;
     let len = usize::from(u16::from_be_bytes([high, low]));
     // From change_cipher_spec to application_data.
-    let known = (20..=23).contains(&kind) && major == 3 && len < TOO_LONG;
-    !known || bytes.len() >= HEADER + len
+    if !(20..=23).contains(&kind) || major != 3 || len >= TOO_LONG {
+        return Some(bytes.len());
+    }
+    Some(HEADER + len).filter(|whole| bytes.len() >= *whole)
 }
 
 /// What a handshake leaves.
@@ -419,7 +422,7 @@ pub(crate) async fn accept(
     gate: &Gate,
 ) -> io::Result<Established> {
     let mut records = first;
-    while !begins_with_record(&records) {
+    while first_record(&records).is_none() {
         // One record is less than a handshake may be.
         read(tcp, &mut records, READ).await?;
     }
@@ -454,7 +457,7 @@ async fn complete<'a>(
         // At least one more read, then as many as a record needs.
         loop {
             left -= read(tcp, &mut records, READ.min(left)).await?;
-            if begins_with_record(&records) {
+            if first_record(&records).is_some() {
                 break;
             }
         }
@@ -464,7 +467,9 @@ async fn complete<'a>(
     if closed {
         records.clear();
     }
-    session.refuse_fragments(&records).map_err(invalid)?;
+    if first_record(&records).is_some() {
+        return Err(invalid(session.fragment()));
+    }
     records.shrink_to_fit();
     Ok(Established { session, plain, records, closed })
 }

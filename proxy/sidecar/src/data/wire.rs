@@ -8,7 +8,7 @@
 use std::{
     cell::{Cell, RefCell, RefMut},
     collections::VecDeque,
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, Waker, ready},
 };
@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{exchanges::Key, session::Session};
+use super::{buffers, exchanges::Key, session::Session};
 
 /// Bytes read from a socket at once: the kernel's receive buffer under load, and four TLS records.
 const READ_BYTES: usize = 64 * 1024;
@@ -34,13 +34,15 @@ pub(crate) const HIGH_WATER: usize = 2 * READ_BYTES;
 /// frames get beyond [`HIGH_WATER`]: a peer that provokes these and does not read them waits for itself.
 const TOO_MUCH: usize = 1024 * 1024;
 
-/// Output buffers that a thread keeps for reuse, and the largest of them.
-const SPARES: (usize, usize) = (32, 32 * 1024);
+/// A piece of a body that is sent from where it lies: a system call of its own, which costs as much as to copy 20 KiB and more.
+const MIN_THROUGH: usize = 32 * 1024;
+
+/// What opening and sealing may keep of their scratch buffers: all of one read, and what waits for one flush.
+const MAX_SCRATCH: usize = HIGH_WATER + READ_BYTES;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
     static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What a thread reads into.
@@ -181,7 +183,7 @@ impl Wire {
                 drop(tls);
                 if !plain.is_empty() || closed {
                     let result = take(plain);
-                    if plain.capacity() > READ_BYTES {
+                    if plain.capacity() > MAX_SCRATCH {
                         *plain = Vec::new();
                     }
                     return Poll::Ready(Ok(result));
@@ -224,25 +226,18 @@ impl Wire {
     pub(super) fn out(&self) -> RefMut<'_, Vec<u8>> {
         let mut out = self.out.borrow_mut();
         if out.capacity() == 0 {
-            *out = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+            *out = buffers::take(0);
         }
         out
     }
 
     /// Sends [`out`](Self::out). What the socket does not take waits for room, which the reading task waits for.
     pub(super) fn flush(&self) {
-        let mut out = self.out.take();
+        let out = self.out.take();
         if !out.is_empty() {
             self.write(&out);
         }
-        out.clear();
-        if out.capacity() > 0 && out.capacity() <= SPARES.1 {
-            SPARE.with_borrow_mut(|spare| {
-                if spare.len() < SPARES.0 {
-                    spare.push(out);
-                }
-            });
-        }
+        buffers::give(out);
         self.after_sending();
     }
 
@@ -261,10 +256,35 @@ impl Wire {
                     self.broken.set(Some(io::ErrorKind::InvalidData));
                 }
             }
-            if sealed.capacity() > 2 * READ_BYTES {
+            if sealed.capacity() > MAX_SCRATCH {
                 *sealed = Vec::new();
             }
         });
+    }
+
+    /// Sends what was collected and `body` behind it now, the body from where it lies. Returns false, and does nothing, where
+    /// that would not spare a copy: under TLS, behind bytes that wait, or for little.
+    pub(super) fn write_through(&self, body: &[u8]) -> bool {
+        if self.tls.is_some() || body.len() < MIN_THROUGH || self.is_broken() {
+            return false;
+        }
+        if self.unsent.borrow().len() > 0 {
+            return false;
+        }
+        let head = self.out.take();
+        let written = self.tcp.borrow().try_write_vectored(&[IoSlice::new(&head), IoSlice::new(body)]);
+        let count = match written {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => {
+                self.broke(error.kind());
+                return true;
+            }
+        };
+        self.send_raw(head.get(count..).unwrap_or_default());
+        self.send_raw(&body[count.saturating_sub(head.len())..]);
+        buffers::give(head);
+        true
     }
 
     /// Sends bytes in the socket's own form.
@@ -281,6 +301,9 @@ impl Wire {
             }
         }
         if !bytes.is_empty() {
+            if unsent.bytes.capacity() == 0 {
+                unsent.bytes = buffers::take(bytes.len());
+            }
             unsent.bytes.extend_from_slice(bytes);
             drop(unsent);
             self.wake();
@@ -314,7 +337,7 @@ impl Wire {
                 }
             }
         }
-        *unsent = Unsent::default();
+        buffers::give(std::mem::take(&mut *unsent).bytes);
         drop(unsent);
         self.after_sending();
         Poll::Ready(Ok(()))
@@ -378,6 +401,10 @@ impl Wire {
         if self.broken.get().is_some() {
             // What is written goes nowhere: who reads will find the end.
             return usize::MAX;
+        }
+        if self.queued() >= HIGH_WATER && self.unsent.borrow().len() == 0 {
+            // The socket has not refused anything: there is nothing to wait for, and the batch is large enough.
+            self.flush();
         }
         HIGH_WATER.saturating_sub(self.queued())
     }

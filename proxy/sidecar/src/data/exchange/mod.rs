@@ -142,7 +142,7 @@ impl Exchange {
         self.start(worker, down, handler, is_grpc(&self.head.fields));
         self.framing = Some(framing);
         self.request.ended = framing.is_empty();
-        self.request.keep();
+        self.request.keep(framing);
         self.asked_at = self.request.ended.then(Instant::now);
         let head = &mut self.head;
         let message = match handler {

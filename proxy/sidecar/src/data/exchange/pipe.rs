@@ -7,21 +7,19 @@
 //! A request's first bytes are kept until there is an answer, so that a request which its peer has provably not looked at can go to
 //! another with its body.
 
-use outrigger_http::fields::Fields;
+use outrigger_http::{fields::Fields, h1::Framing};
 
-use super::super::{Worker, exchanges::Key, leg::Leg};
+use super::super::{Worker, buffers, exchanges::Key, leg::Leg};
 
-/// Bytes of a request's body that are remembered: enough for most calls, and little beside a stream's window.
-const MAX_KEPT: usize = 64 * 1024;
+/// Bytes of a request's body that are remembered: enough for most calls, and little enough that their copies stay in the
+/// cache.
+const MAX_KEPT: usize = 32 * 1024;
 
 /// Bytes that wait before a sender of HTTP/1.x is not read any more: what one read brings.
 const PAUSE_AT: usize = 64 * 1024;
 
 /// A piece of a body that is joined with others of its turn: a copy of so little costs less than a frame.
 const SMALL_PIECE: usize = 2 * 1024;
-
-/// The largest buffer that is kept for another exchange.
-const SMALL: usize = 8 * 1024;
 
 #[derive(Default)]
 pub(super) struct Pipe {
@@ -42,19 +40,22 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    /// Keeps what is sent from now on.
-    pub(super) fn keep(&mut self) {
-        self.keep = true;
+    /// Keeps what is sent from now on, unless it is known to be too much.
+    pub(super) fn keep(&mut self, framing: Framing) {
+        self.keep = !matches!(framing, Framing::Length(length) if length > MAX_KEPT as u64);
     }
 
     /// Whether everything that was sent can be sent again.
     pub(super) fn is_repeatable(&self) -> bool {
-        self.keep
+        self.keep || self.total == 0
     }
 
     /// Ends [`keep`](Self::keep).
     pub(super) fn forget(&mut self) {
         self.keep = false;
+        if self.is_empty() {
+            return self.let_go();
+        }
         self.buffer.drain(..self.sent);
         self.sent = 0;
     }
@@ -106,17 +107,29 @@ impl Pipe {
                 if self.is_empty() {
                     worker.turn.ready(key);
                 }
-                return self.buffer.extend_from_slice(data);
+                return self.hold(data);
             }
             if let (true, Some(sink)) = (self.is_empty(), sink) {
                 let sent = self.send(worker, key, rest, source, sink);
                 rest = &rest[sent..];
             }
         }
-        self.buffer.extend_from_slice(rest);
+        self.hold(rest);
         if let Some(sink) = sink {
             self.pump(worker, key, source, sink);
         }
+    }
+
+    fn hold(&mut self, data: &[u8]) {
+        if self.buffer.capacity() == 0 && !data.is_empty() {
+            self.buffer = buffers::take(data.len());
+        }
+        self.buffer.extend_from_slice(data);
+    }
+
+    fn let_go(&mut self) {
+        buffers::give(std::mem::take(&mut self.buffer));
+        self.sent = 0;
     }
 
     /// Sends what there is room for.
@@ -127,8 +140,7 @@ impl Pipe {
             self.buffer = buffer;
             self.sent += sent;
             if !self.keep && self.is_empty() {
-                self.buffer.clear();
-                self.sent = 0;
+                self.let_go();
             } else if !self.keep && self.sent >= PAUSE_AT {
                 self.buffer.drain(..self.sent);
                 self.sent = 0;
@@ -179,19 +191,14 @@ impl Pipe {
     /// Nothing of it is wanted any more.
     pub(super) fn drop_rest(&mut self, worker: &Worker, source: Option<&Leg>) {
         release(worker, source, std::mem::take(&mut self.owed));
-        self.buffer.clear();
-        self.sent = 0;
+        self.let_go();
         self.keep = false;
     }
 
-    /// As new, with its memory unless that is large.
+    /// As new.
     pub(super) fn reset(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
+        self.let_go();
         *self = Self::default();
-        if buffer.capacity() <= SMALL {
-            buffer.clear();
-            self.buffer = buffer;
-        }
     }
 }
 

@@ -77,16 +77,15 @@ impl H1 {
     pub(in crate::data) fn send(&self, worker: &Worker, data: &[u8], end: bool) -> usize {
         let Some(framing) = self.sending.get() else { return data.len() };
         if !data.is_empty() {
-            let mut out = self.wire.out();
             match framing {
-                Framing::Chunked => write_chunk(data, &mut out),
+                Framing::Chunked => write_chunk(data, &mut self.wire.out()),
                 Framing::Length(left) => {
                     // The other side's codec holds its peer to the length that it announced.
                     let fits = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                    out.extend_from_slice(&data[..fits]);
+                    self.send_bytes(&data[..fits]);
                     self.sending.set(Some(Framing::Length(left - fits as u64)));
                 }
-                Framing::UntilClose | Framing::Tunnel => out.extend_from_slice(data),
+                Framing::UntilClose | Framing::Tunnel => self.send_bytes(data),
                 Framing::Empty => {}
             }
         }
@@ -98,6 +97,12 @@ impl H1 {
         }
         worker.turn.flush(&self.wire);
         data.len()
+    }
+
+    fn send_bytes(&self, data: &[u8]) {
+        if !self.wire.write_through(data) {
+            self.wire.out().extend_from_slice(data);
+        }
     }
 
     pub(in crate::data) fn send_trailers(&self, worker: &Worker, trailers: &Fields) {
