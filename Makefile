@@ -4,6 +4,8 @@ CARGO ?= cargo
 ONCE ?=
 CONSUL ?=
 QUICK ?=
+UPDATE ?=
+FUZZ ?= 20
 BENCH ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -18,7 +20,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --re
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.PHONY: need-rust need-go need-cc need-curl need-python
+.PHONY: need-rust need-go need-cc need-curl need-python need-valgrind
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "make: Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
 need-cc:
@@ -28,6 +30,8 @@ need-go:
 
 need-python:
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python 3 with venv and pip is missing (the tests run its gRPC as a peer): apt-get install python3-venv" >&2; exit 1; }
+need-valgrind:
+	@command -v valgrind >/dev/null || { echo "make: valgrind is missing: apt-get install valgrind" >&2; exit 1; }
 need-curl:
 	@command -v curl >/dev/null || { echo "make: curl is missing (the tests' unchanged client): apt-get install curl" >&2; exit 1; }
 
@@ -78,6 +82,14 @@ bench: release ## Measure the mesh beside HAProxy, Envoy and nginx (QUICK=1: fiv
 	@[ -x /usr/sbin/haproxy ] && [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || \
 		echo "make: bench goes on without what is missing of these: apt-get install haproxy nginx libnginx-mod-stream" >&2
 	target/$(HOST)/release/bench $(if $(QUICK),--quick) $(BENCH)
+
+.PHONY: instructions
+instructions: need-rust need-cc need-valgrind ## Count the instructions of codecs and of one request (UPDATE=1: keep the figures)
+	UPDATE=$(UPDATE) $(CARGO) bench --locked -p outrigger-proxy --bench instructions
+
+.PHONY: fuzz
+fuzz: need-rust need-cc ## Fuzz each codec for a while (FUZZ=20: seconds for each)
+	@e2e/tools/fuzz.sh $(FUZZ)
 
 .PHONY: fmt
 fmt: ## Format the code

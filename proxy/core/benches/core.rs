@@ -117,6 +117,7 @@ fn headers(criterion: &mut Criterion) {
         bencher.iter(|| {
             let connection = connection_tokens([&b"keep-alive"[..]]).unwrap_or_default();
             let passes = |name: &&&str| {
+                let name = name.as_bytes();
                 !is_hop_by_hop(name, &connection)
                     && !is_mesh_internal(name)
                     && !claims_identity(name)

@@ -25,8 +25,9 @@ use crate::metrics::Direction;
 /// them.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Idle connections to one address.
-const MAX_IDLE: usize = 256;
+/// Idle connections to one address: a busy service has so many requests at once, and whoever closes what the next burst needs
+/// dials for it again.
+const MAX_IDLE: usize = 1024;
 
 /// Idle connections of one thread.
 #[derive(Default)]

@@ -18,18 +18,39 @@ use crate::{
 /// Endpoints that one request or connection tries: enough to get past a host that died, few enough to bound the wait.
 pub(crate) const MAX_ATTEMPTS: usize = 3;
 
+/// What one thread knows of a service, whoever calls it.
+pub(crate) struct Shared {
+    balancer: RefCell<Balancer>,
+    /// Where no endpoint was chosen.
+    edge: Rc<Edge>,
+    /// By the endpoint's name.
+    counted: RefCell<HashMap<Arc<str>, Counted>>,
+}
+
+/// Where the requests to one endpoint are counted.
+struct Counted {
+    picks: Picks,
+    identity: Option<Arc<str>>,
+    edge: Rc<Edge>,
+}
+
+impl Shared {
+    pub(crate) fn new(balancer: Balancer, edge: Rc<Edge>) -> Self {
+        Self { balancer: balancer.into(), edge, counted: RefCell::default() }
+    }
+}
+
 /// Where the requests of one connection lead.
 pub(crate) struct Route {
     pub(crate) worker: Rc<Worker>,
     pub(crate) target: Target,
-    balancer: Rc<RefCell<Balancer>>,
-    picks: RefCell<HashMap<Arc<str>, Picks>>,
+    shared: Rc<Shared>,
 }
 
 impl Route {
     pub(crate) fn new(worker: Rc<Worker>, target: Target) -> Self {
-        let balancer = worker.balancer(target.service.name());
-        Self { worker, target, balancer, picks: RefCell::default() }
+        let shared = worker.service(target.service.name());
+        Self { worker, target, shared }
     }
 
     pub(crate) fn service(&self) -> &Arc<str> {
@@ -41,8 +62,9 @@ impl Route {
         self.target.endpoint.is_some()
     }
 
-    pub(crate) fn edge(&self, peer: Option<&Arc<str>>) -> Rc<Edge> {
-        self.worker.edge(Direction::Outbound, self.service(), peer)
+    /// Where a request is counted for which no endpoint was chosen yet.
+    pub(crate) fn edge(&self) -> Rc<Edge> {
+        self.shared.edge.clone()
     }
 
     /// Chooses an endpoint that is not among `tried`.
@@ -56,7 +78,7 @@ impl Route {
                 Some(Attempt::new(self, endpoint.clone(), address, None))
             });
         } else {
-            let mut balancer = self.balancer.borrow_mut();
+            let mut balancer = self.shared.balancer.borrow_mut();
             balancer.update(&service);
             let picked = balancer.pick(port, Instant::now(), &mut self.worker.rng.borrow_mut(), tried);
             if let Some(picked) = picked {
@@ -71,25 +93,36 @@ impl Route {
             };
             Refusal::new(Reason::NoEndpoints, text)
         })?;
-        self.count(&attempt.endpoint.id);
         Ok(attempt)
     }
 
-    fn count(&self, endpoint: &Arc<str>) {
-        let mut picks = self.picks.borrow_mut();
-        if picks.len() > usize::from(self.worker.ctx.config.limits.endpoints_per_service) {
-            picks.clear();
+    /// Counts that an endpoint was chosen; returns where the rest is counted.
+    fn count(&self, endpoint: &Endpoint) -> Rc<Edge> {
+        let mut counted = self.shared.counted.borrow_mut();
+        if let Some(known) = counted.get(&endpoint.id)
+            && known.identity == endpoint.identity
+        {
+            known.picks.inc();
+            return known.edge.clone();
         }
-        let make = || self.worker.ctx.metrics.picks(self.service(), endpoint);
-        picks.entry(endpoint.clone()).or_insert_with(make).inc();
+        if counted.len() > usize::from(self.worker.ctx.config.limits.endpoints_per_service) {
+            counted.clear();
+        }
+        let identity = endpoint.identity.clone();
+        let edge = self.worker.edge(Direction::Outbound, self.service(), identity.as_ref());
+        let picks = self.worker.ctx.metrics.picks(self.service(), &endpoint.id);
+        picks.inc();
+        counted.insert(endpoint.id.clone(), Counted { picks, identity, edge: edge.clone() });
+        edge
     }
 }
 
 /// One endpoint chosen for one request or connection. Dropped without an outcome, the caller has given up.
 pub(crate) struct Attempt {
-    balancer: Rc<RefCell<Balancer>>,
+    shared: Rc<Shared>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) address: SocketAddr,
+    pub(crate) edge: Rc<Edge>,
     /// `None` where there was no choice.
     token: Option<Token>,
     begun: Instant,
@@ -98,8 +131,8 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     fn new(route: &Route, endpoint: Arc<Endpoint>, address: SocketAddr, token: Option<Token>) -> Self {
-        let balancer = route.balancer.clone();
-        Self { balancer, endpoint, address, token, begun: Instant::now(), outcome: None }
+        let (shared, edge) = (route.shared.clone(), route.count(&endpoint));
+        Self { shared, endpoint, address, edge, token, begun: Instant::now(), outcome: None }
     }
 
     /// The head of a response came, or the connection for bytes stands.
@@ -109,19 +142,19 @@ impl Attempt {
     }
 
     pub(crate) fn connected(&self) {
-        self.balancer.borrow_mut().connected(&self.endpoint.id);
+        self.shared.balancer.borrow_mut().connected(&self.endpoint.id);
     }
 
     /// The peer's sidecar said that it drains.
     pub(crate) fn drained(&self) {
-        self.balancer.borrow_mut().drained(&self.endpoint.id, Instant::now());
+        self.shared.balancer.borrow_mut().drained(&self.endpoint.id, Instant::now());
     }
 
     /// No connection could be made.
     pub(crate) fn connect_failed(&mut self, worker: &Worker) {
         self.outcome = Some(Outcome::Failure);
         let mut rng = worker.rng.borrow_mut();
-        self.balancer.borrow_mut().connect_failed(&self.endpoint.id, Instant::now(), &mut rng);
+        self.shared.balancer.borrow_mut().connect_failed(&self.endpoint.id, Instant::now(), &mut rng);
     }
 
     /// The key of connections to a meshed endpoint, `None` for one without a sidecar.
@@ -140,7 +173,7 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(token) = self.token.take() {
             let outcome = self.outcome.unwrap_or(Outcome::Abandoned { waited: self.begun.elapsed() });
-            self.balancer.borrow_mut().finish(token, outcome, Instant::now());
+            self.shared.balancer.borrow_mut().finish(token, outcome, Instant::now());
         }
     }
 }

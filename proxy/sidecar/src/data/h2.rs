@@ -147,7 +147,7 @@ impl H2 {
         self.gone.set(true);
         self.lose_streams(&worker);
         if let Side::Endpoint { key, .. } = &self.side {
-            worker.pool.ended(key, &self);
+            worker.pool.ended(&worker, key, &self);
         }
     }
 
@@ -318,7 +318,7 @@ impl H2 {
         self.finish();
         if let Side::Endpoint { key, .. } = &self.side {
             // It takes no place from those that serve while it says its last words.
-            worker.pool.ended(key, self);
+            worker.pool.ended(worker, key, self);
             worker.look_after(self);
         }
         // Not when the last words have been said: callers wait, and applications work for nobody.

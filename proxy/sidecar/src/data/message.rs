@@ -269,7 +269,8 @@ fn clean(head: &mut ResponseHead, keep_reason: bool) -> Result<(), Refusal> {
     })?;
     strip(&mut head.fields, |name| {
         is_hop_by_hop(name, &tokens)
-            || (is_mesh_internal(name) && !(keep_reason && name.eq_ignore_ascii_case(REASON_HEADER)))
+            || (is_mesh_internal(name)
+                && !(keep_reason && name.eq_ignore_ascii_case(REASON_HEADER.as_bytes())))
     });
     Ok(())
 }
@@ -315,8 +316,8 @@ pub(crate) fn clean_trailers(trailers: &mut Fields, inbound: bool) {
         is_hop_by_hop(name, &[])
             || is_mesh_internal(name)
             || misspells_framing(name)
-            || name.eq_ignore_ascii_case("content-length")
-            || name.eq_ignore_ascii_case("host")
+            || name.eq_ignore_ascii_case(b"content-length")
+            || name.eq_ignore_ascii_case(b"host")
             || (inbound && claims_identity(name))
     });
 }
@@ -341,9 +342,8 @@ fn restore_case(fields: &mut Fields, mut case: CaseReader<'_>) {
     }
 }
 
-fn strip(fields: &mut Fields, unwanted: impl Fn(&str) -> bool) {
-    // The codecs let tokens pass only, which are ASCII.
-    fields.retain(|name, _| !str::from_utf8(name).is_ok_and(&unwanted));
+fn strip(fields: &mut Fields, unwanted: impl Fn(&[u8]) -> bool) {
+    fields.retain(|name, _| !unwanted(name));
 }
 
 pub(crate) fn bad(text: &str) -> Refusal {

@@ -55,6 +55,7 @@ use tokio::{
 
 use self::{
     apps::Apps,
+    balance::Shared,
     exchanges::{Exchanges, Key},
     pool::Pool,
     serve::{Connection, Next},
@@ -115,7 +116,7 @@ pub(crate) struct Worker {
     /// Connections that are served, looked at now and then.
     served: RefCell<Listed>,
     busy: [RefCell<(usize, Option<Work>)>; 2],
-    balancers: RefCell<HashMap<Arc<str>, Rc<RefCell<Balancer>>>>,
+    services: RefCell<HashMap<Arc<str>, Rc<Shared>>>,
     edges: RefCell<HashMap<EdgeKey, Rc<Edge>>>,
     identity: RefCell<Identity>,
     leaving: Cell<bool>,
@@ -201,7 +202,7 @@ impl Worker {
             resets: Cell::new(0),
             served: RefCell::default(),
             busy: Default::default(),
-            balancers: RefCell::default(),
+            services: RefCell::default(),
             edges: RefCell::default(),
             identity: RefCell::default(),
             leaving: Cell::new(false),
@@ -315,7 +316,7 @@ impl Worker {
                 connection.is_alive()
             });
             self.apps.sweep(now);
-            self.balancers.borrow_mut().retain_used(MAX_KEPT);
+            self.services.borrow_mut().retain_used(MAX_KEPT);
             self.edges.borrow_mut().retain_used(MAX_KEPT);
             let next = match phase {
                 Phase::Serving => Phase::Inbound,
@@ -425,15 +426,16 @@ impl Worker {
         (identity.own.clone(), identity.trust)
     }
 
-    /// This thread's balancer of a service.
-    pub(crate) fn balancer(&self, service: &Arc<str>) -> Rc<RefCell<Balancer>> {
-        let mut balancers = self.balancers.borrow_mut();
-        let balancer = balancers.entry(service.clone()).or_insert_with(|| {
+    /// What this thread knows of a service.
+    pub(crate) fn service(&self, name: &Arc<str>) -> Rc<Shared> {
+        let mut services = self.services.borrow_mut();
+        let service = services.entry(name.clone()).or_insert_with(|| {
             let own = self.identity().0.unwrap_or_default();
             let most = self.ctx.config.limits.endpoints_per_service.into();
-            Rc::new(RefCell::new(Balancer::new(&format!("{own} {}", host_name()), most)))
+            let balancer = Balancer::new(&format!("{own} {}", host_name()), most);
+            Rc::new(Shared::new(balancer, self.edge(Direction::Outbound, name, None)))
         });
-        balancer.clone()
+        service.clone()
     }
 
     /// This thread's handles of an edge.

@@ -259,7 +259,8 @@ fn join(
     upstream: Upstream,
     greeting: Vec<u8>,
 ) -> Next {
-    let edge = route.map(|route| route.edge(upstream.peer.as_ref()));
+    let edge =
+        route.map(|route| route.worker.edge(Direction::Outbound, route.service(), upstream.peer.as_ref()));
     let client = Wire::plain(stream, buffer);
     Next::Relay(Relay::new(client, upstream.wire, Direction::Outbound, edge, upstream.open), greeting)
 }

@@ -22,6 +22,7 @@ use tokio::task::spawn_local;
 
 use super::{
     Worker,
+    balance::Route,
     exchanges::Key,
     h2::H2,
     tls::{self, ClientConfigs, ConnectError, Whom},
@@ -53,6 +54,8 @@ pub(crate) enum PoolKey {
 pub(crate) enum Found {
     /// Streams can be opened on it.
     Connection(Rc<H2>),
+    /// The peer has ended a connection since a request was last sent its way: its workload leaves.
+    PeerLeft,
     /// The exchange is told when there is one.
     Connecting,
     /// There will be none.
@@ -87,11 +90,20 @@ impl Slot {
 }
 
 impl Pool {
-    /// A connection of this key with room for a stream; made if there is none.
-    pub(super) fn find(&self, worker: &Rc<Worker>, key: &PoolKey, waits: Key, service: &str) -> Found {
+    /// A connection of this key with room for a stream; made if there is none. `route`: by which others could be found.
+    pub(super) fn find(
+        &self,
+        worker: &Rc<Worker>,
+        key: &PoolKey,
+        waits: Key,
+        route: Option<&Rc<Route>>,
+    ) -> Found {
         let most = worker.ctx.config.limits.streams_per_connection as usize;
         let mut slots = self.slots.borrow_mut();
         if let Some(slot) = slots.get_mut(key) {
+            if std::mem::take(&mut slot.peer_left) && route.is_some() {
+                return Found::PeerLeft;
+            }
             let has_room = |c: &&Rc<H2>| c.available() > 0 && c.open_streams() < most;
             if let Some(connection) = slot.connections.iter().find(has_room) {
                 return Found::Connection(connection.clone());
@@ -108,7 +120,8 @@ impl Pool {
                 return Found::Nothing(ConnectError::new(Reason::Overloaded, text));
             }
             slot.connecting = true;
-            spawn_local(connecting(worker.clone(), key.clone(), service.to_owned()));
+            let service = route.map_or("", |route| route.service()).to_owned();
+            spawn_local(connecting(worker.clone(), key.clone(), service));
         }
         slot.waiting.push(waits);
         Found::Connecting
@@ -128,12 +141,6 @@ impl Pool {
         }
     }
 
-    /// Whether a pooled connection of this key was ended by its peer since the last call: its workload leaves.
-    pub(super) fn peer_left(&self, key: &PoolKey) -> bool {
-        let mut slots = self.slots.borrow_mut();
-        slots.get_mut(key).is_some_and(|slot| std::mem::take(&mut slot.peer_left))
-    }
-
     /// The peer of a connection said GOAWAY.
     pub(super) fn peer_leaves(&self, key: &PoolKey) {
         if let Some(slot) = self.slots.borrow_mut().get_mut(key) {
@@ -141,13 +148,21 @@ impl Pool {
         }
     }
 
-    /// A connection has gone.
-    pub(super) fn ended(&self, key: &PoolKey, connection: &Rc<H2>) {
+    /// A connection has gone. Those that wait for its SETTINGS begin anew.
+    pub(super) fn ended(&self, worker: &Rc<Worker>, key: &PoolKey, connection: &Rc<H2>) {
         let mut slots = self.slots.borrow_mut();
         let Some(slot) = slots.get_mut(key) else { return };
         slot.connections.retain(|other| !Rc::ptr_eq(other, connection));
+        let mut waiting = Vec::new();
+        if !slot.connections.iter().any(|connection| connection.is_unsettled()) {
+            waiting = std::mem::take(&mut slot.unsettled);
+        }
         if slot.is_empty() && !slot.peer_left {
             slots.remove(key);
+        }
+        drop(slots);
+        for (key, _) in waiting {
+            worker.with(key, |exchange, worker| exchange.connected(worker, key, Ok(())));
         }
     }
 

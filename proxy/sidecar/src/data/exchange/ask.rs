@@ -48,19 +48,14 @@ impl Exchange {
             Err(refusal) => return self.refuse(worker, refusal),
         };
         self.attempts += 1;
-        self.edge = Some(route.edge(attempt.endpoint.identity.as_ref()));
+        self.edge = Some(attempt.edge.clone());
         let target = match attempt.key(worker, Alpn::H2) {
             Ok(Some(key)) => PoolKey::Mesh(key),
             Ok(None) => PoolKey::Plain(attempt.address),
             Err(error) => return self.refuse(worker, error.refusal()),
         };
-        let left = worker.pool.peer_left(&target);
         self.attempt = Some(attempt);
         self.target = Some(target);
-        if left {
-            // Its other connections may be on their way out, too: have the balancer think again.
-            return self.unprocessed(worker, key);
-        }
         self.connect(worker, key);
     }
 
@@ -88,10 +83,11 @@ impl Exchange {
             }
             return Apps::connect(worker, address, self.direction(), key);
         }
-        let service = self.route().map(|route| route.service().clone());
-        match worker.pool.find(worker, target, key, service.as_deref().unwrap_or_default()) {
+        match worker.pool.find(worker, target, key, self.route()) {
             Found::Connection(connection) => self.ask_h2(worker, key, connection),
             Found::Connecting => {}
+            // Its other connections may be on their way out, too: have the balancer think again.
+            Found::PeerLeft => self.unprocessed(worker, key),
             Found::Nothing(error) => self.connect_failed(worker, key, &error),
         }
     }

@@ -197,7 +197,7 @@ impl Exchange {
             Handler::Outbound(_) | Handler::Refuse(_) => drain::Side::Outbound,
         }));
         self.edge = match handler {
-            Handler::Outbound(route) => Some(route.edge(None)),
+            Handler::Outbound(route) => Some(route.edge()),
             Handler::Inbound(entry) => Some(entry.edge().clone()),
             Handler::Refuse(_) => None,
         };

@@ -1,0 +1,187 @@
+//! How many instructions an exchange costs, counted by valgrind: a figure without noise, in which a regression of a hundredth
+//! shows. What the kernel does is not in it.
+//!
+//! `make instructions` prints each case beside the figure that is kept in `instructions.tsv`, and fails where one is larger by
+//! more than a twentieth; `make instructions UPDATE=1` keeps the new ones.
+//!
+//! Each case runs twice under valgrind, for few exchanges and for more, and what the difference costs is divided by their
+//! number. The cases of the proxy run a client and an application of a few lines with it, whose own part is measured in the
+//! case "direct" and taken away.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+#![expect(clippy::print_stdout, reason = "its result is for people")]
+
+#[path = "../../http/benches/exchange/mod.rs"]
+#[allow(dead_code, reason = "shared with the codecs' benchmark, which uses the rest")]
+mod exchange;
+#[path = "../tests/data_path/support.rs"]
+#[allow(dead_code, reason = "shared with the suite that owns it, which uses the rest")]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    hint::black_box,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+};
+
+use outrigger_core::model::Protocol;
+use outrigger_http::{
+    h1::{self, Asked},
+    head::{RequestHead, ResponseHead},
+};
+
+/// Exchanges of the two runs: behind the first, everything is warm.
+const EXCHANGES: [u32; 2] = [200, 700];
+/// A figure may be larger than the kept one by this factor: other processors have other code paths in libraries.
+const TOLERANCE: f64 = 1.05;
+
+const DIRECT: &str = "direct";
+
+/// What is counted, by name.
+const CASES: [(&str, fn(u32)); 5] = [
+    ("codec: HTTP/1.1, both heads read and written", codec_h1),
+    ("codec: HTTP/2, request and response at both ends", codec_h2),
+    (DIRECT, direct),
+    ("proxy: HTTP/1.1, 1 KiB, one request at a time", one_by_one),
+    ("proxy: HTTP/1.1, 1 KiB, 16 requests at once", at_once),
+];
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
+        (Some("run"), Some(case), Some(count)) => {
+            let (_, run) = CASES.iter().find(|(name, _)| *name == case).expect("a case");
+            run(count.parse().unwrap());
+        }
+        _ => report(),
+    }
+}
+
+fn report() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.tsv");
+    let old: BTreeMap<String, f64> = fs::read_to_string(&kept)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(name, figure)| (name.to_owned(), figure.parse().unwrap()))
+        .collect();
+    let mut direct = 0.0;
+    let (mut lines, mut grown) = (String::new(), Vec::new());
+    for (name, _) in CASES {
+        let [few, more] = EXCHANGES.map(|count| collected(name, count));
+        let mut each = (more - few) / f64::from(EXCHANGES[1] - EXCHANGES[0]);
+        if name == DIRECT {
+            direct = each;
+            continue;
+        }
+        if name.starts_with("proxy") {
+            each -= direct;
+        }
+        let ratio = old.get(name).map_or(1.0, |old| each / old);
+        println!("{name:52} {each:>9.0} instructions, {ratio:.3} of what is kept");
+        lines.push_str(&format!("{name}\t{each:.0}\n"));
+        if ratio > TOLERANCE {
+            grown.push(name);
+        }
+    }
+    if std::env::var_os("UPDATE").is_some_and(|update| !update.is_empty()) {
+        fs::write(kept, lines).unwrap();
+    } else {
+        assert!(grown.is_empty(), "more instructions than before: {grown:?}; UPDATE=1 keeps the new figures");
+    }
+}
+
+/// All instructions of a run.
+fn collected(case: &str, count: u32) -> f64 {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["run", case, &count.to_string()])
+        .output()
+        .expect("valgrind is needed: apt-get install valgrind");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let collected = said.lines().find_map(|line| line.split_once("Collected : "));
+    let (_, figure) = collected.unwrap_or_else(|| panic!("valgrind failed: {said}"));
+    figure.trim().parse().unwrap()
+}
+
+fn codec_h1(count: u32) {
+    let limits = h1::Limits { head_bytes: 64 << 10, fields: 100 };
+    let mut answer = Vec::new();
+    h1::write_response(&exchange::response(), h1::Framing::Length(128), &mut answer);
+    let (mut request, mut response, mut out) = (RequestHead::default(), ResponseHead::default(), Vec::new());
+    for _ in 0..count {
+        out.clear();
+        h1::Decoder::new(limits).request(black_box(exchange::REQUEST), &mut request).unwrap().unwrap();
+        h1::write_request(&request, h1::Framing::Empty, &mut out);
+        let mut decoder = h1::Decoder::new(limits);
+        decoder.response(black_box(&answer), Asked::default(), &mut response).unwrap().unwrap();
+        h1::write_response(&response, h1::Framing::Length(128), &mut out);
+    }
+}
+
+fn codec_h2(count: u32) {
+    let (request, response) = (exchange::request(), exchange::response());
+    let (mut client, mut server) = exchange::pair(&response);
+    for key in 0..u64::from(count) {
+        client.connection.request(&request, true, key, &mut client.out).unwrap();
+        exchange::carry(&mut client, &mut server, &response);
+        client.connection.tick();
+    }
+}
+
+/// An application that answers each request on each connection with 1 KiB.
+fn application() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = [b"HTTP/1.1 200 OK\r\ncontent-length: 1024\r\n\r\n".as_slice(), &[b'x'; 1024]].concat();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer) = (stream.unwrap(), answer.clone());
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while matches!(stream.read(&mut buffer), Ok(1..)) {
+                    let _ = stream.write_all(&answer);
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Sends `count` requests, `at_once` of them at the same time.
+fn ask(address: SocketAddr, count: u32, at_once: u32) {
+    let mut streams: Vec<_> = (0..at_once).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let mut buffer = [0; 4096];
+    for _ in 0..count / at_once {
+        for stream in &mut streams {
+            stream.write_all(exchange::REQUEST).unwrap();
+        }
+        for stream in &mut streams {
+            let mut answer = Vec::new();
+            while !answer.ends_with(&[b'x'; 1024]) {
+                let read = stream.read(&mut buffer).unwrap();
+                assert!(read > 0 && (!answer.is_empty() || buffer.starts_with(b"HTTP/1.1 200 OK\r\n")));
+                answer.extend_from_slice(&buffer[..read]);
+            }
+        }
+    }
+}
+
+fn direct(count: u32) {
+    ask(application(), count, 1);
+}
+
+fn one_by_one(count: u32) {
+    let pair = support::pair(application(), Protocol::Http1);
+    ask(pair.address, count, 1);
+}
+
+fn at_once(count: u32) {
+    let pair = support::pair(application(), Protocol::Http1);
+    ask(pair.address, count, 16);
+}
