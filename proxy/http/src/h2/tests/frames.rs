@@ -146,6 +146,22 @@ fn a_field_block_may_come_in_many_frames() {
     assert!(matches!(told[..], [Told::Request { id: 1, end: true, .. }]));
 }
 
+/// Whoever times a peer knows by this that it owes something.
+#[test]
+fn a_connection_and_a_block_that_have_begun_await_their_rest() {
+    let mut server = End::new(&config(Role::Server));
+    assert!(server.connection.awaits_rest());
+    server.quiet(&PREFACE[..10]);
+    server.quiet(&PREFACE[10..]);
+    assert!(server.connection.awaits_rest());
+    assert_eq!(server.feed(&frame(kind::SETTINGS, 0, 0, &[])), Ok(vec![Told::Settings]));
+    assert!(!server.connection.awaits_rest());
+    server.quiet(&frame(kind::HEADERS, flag::END_STREAM, 1, &block(GET)));
+    assert!(server.connection.awaits_rest());
+    server.feed(&frame(kind::CONTINUATION, flag::END_HEADERS, 1, &[])).unwrap();
+    assert!(!server.connection.awaits_rest());
+}
+
 #[test]
 fn padding_and_priority_are_taken_off() {
     let mut server = server();
