@@ -37,9 +37,9 @@ const IDLE: Duration = Duration::from_mins(1);
 /// Connections under one key: a peer that lets each have few streams must not cost us all our ports.
 const MAX_CONNECTIONS: usize = 16;
 
-/// How long a new connection is waited for until its peer's SETTINGS say how many streams it takes, and whether extended CONNECT
-/// is served.
-const SETTINGS_WAIT: Duration = Duration::from_secs(1);
+/// How long the SETTINGS of a new connection are waited for, which say how many streams it takes and whether extended CONNECT
+/// is served: longer than an application's pause, shorter than its callers' patience.
+const SETTINGS_WAIT: Duration = Duration::from_secs(5);
 
 /// What makes two connections interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
