@@ -27,12 +27,15 @@ use super::{
 };
 use crate::metrics::OpenGuard;
 
-/// Flow-control window of a stream, which is what a reader that has stopped costs: 256 KiB carry 100 Mbit/s over 20 ms, and
-/// 2 Gbit/s over the millisecond between two zones.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Flow-control window of a stream between sidecars, which is what a reader that has stopped costs: 256 KiB carry
+/// 100 Mbit/s over 20 ms, and 2 Gbit/s over the millisecond between two zones.
+const MESH_WINDOW: u32 = 256 * 1024;
 
-/// Window of a connection: this many readers may stop before they slow down the others.
-const CONNECTION_WINDOW: u32 = 256 * STREAM_WINDOW;
+/// The same towards applications, which are on this host: what HTTP/2 begins with, in round numbers.
+const LOCAL_WINDOW: u32 = 64 * 1024;
+
+/// Readers that may stop before they slow down the others: the window of a connection, in those of streams.
+const STOPPED_READERS: u32 = 256;
 
 /// Bytes in one frame: four TLS records.
 const FRAME_BYTES: u32 = 64 * 1024;
@@ -101,7 +104,7 @@ impl H2 {
         streams: u32,
         budget: Budget,
     ) -> Rc<Self> {
-        let config = config(worker, Role::Server, streams, budget);
+        let config = config(worker, Role::Server, server.is_peer(), streams, budget);
         Self::new(worker, wire, Side::Client(server), &config)
     }
 
@@ -113,7 +116,7 @@ impl H2 {
         move_at: Option<SystemTime>,
         open: [Option<OpenGuard>; 2],
     ) -> Rc<Self> {
-        let config = config(worker, Role::Client, 0, SERVERS_BUDGET);
+        let config = config(worker, Role::Client, matches!(key, PoolKey::Mesh(_)), 0, SERVERS_BUDGET);
         Self::new(worker, wire, Side::Endpoint { key, move_at, _open: open }, &config)
     }
 
@@ -567,12 +570,13 @@ impl H2 {
     }
 }
 
-fn config(worker: &Worker, role: Role, streams: u32, budget: Budget) -> Config {
+fn config(worker: &Worker, role: Role, is_mesh: bool, streams: u32, budget: Budget) -> Config {
+    let window = if is_mesh { MESH_WINDOW } else { LOCAL_WINDOW };
     Config {
         role,
         streams,
-        stream_window: STREAM_WINDOW,
-        connection_window: CONNECTION_WINDOW,
+        stream_window: window,
+        connection_window: STOPPED_READERS * window,
         frame_bytes: FRAME_BYTES,
         head_bytes: worker.ctx.config.limits.header_bytes,
         fields: MAX_FIELDS,
