@@ -77,8 +77,6 @@ pub(crate) struct H2 {
     begun: Cell<Option<Instant>>,
     /// Streams that the client has reset in this second.
     resets: Cell<u32>,
-    /// When the codec's budgets were filled up, in the worker's seconds.
-    refilled: Cell<u64>,
     /// When bytes came last.
     heard: Cell<Instant>,
     /// When a ping was sent that has no answer yet.
@@ -132,7 +130,6 @@ impl H2 {
             carry: Carry::default(),
             begun: Cell::new(Some(now)),
             resets: Cell::new(0),
-            refilled: Cell::new(worker.seconds()),
             heard: Cell::new(now),
             pinged: Cell::new(None),
             idle_since: Cell::new(now),
@@ -531,7 +528,7 @@ impl H2 {
             self.codec.borrow_mut().close(Code::ENHANCE_YOUR_CALM, &mut self.wire.out());
             return self.finish();
         }
-        if self.refilled.replace(worker.seconds()) != worker.seconds() {
+        if worker.is_new_second() {
             self.codec.borrow_mut().tick();
             self.resets.set(0);
         }

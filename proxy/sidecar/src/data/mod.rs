@@ -110,8 +110,9 @@ pub(crate) struct Worker {
     pub(crate) no_trailers: Fields,
     /// Exchanges that have begun in the bytes that are being looked at.
     pub(crate) fresh: RefCell<Vec<Key>>,
-    /// Seconds that this thread has lived, and streams that clients have reset in this one.
-    seconds: Cell<u64>,
+    /// This round of chores is the first one of a second.
+    new_second: Cell<bool>,
+    /// Streams that clients have reset in this second.
     resets: Cell<u32>,
     /// Connections that are served, looked at now and then.
     served: RefCell<Listed>,
@@ -198,7 +199,7 @@ impl Worker {
             spare_trailers: RefCell::default(),
             no_trailers: Fields::default(),
             fresh: RefCell::default(),
-            seconds: Cell::new(0),
+            new_second: Cell::new(false),
             resets: Cell::new(0),
             served: RefCell::default(),
             busy: Default::default(),
@@ -300,9 +301,9 @@ impl Worker {
             self.notice_leaving();
             let now = Instant::now();
             // Not each round: budgets are per second, and rounds may be much shorter.
-            if now.saturating_duration_since(second) >= SECOND {
+            self.new_second.set(now.saturating_duration_since(second) >= SECOND);
+            if self.new_second.get() {
                 second = now;
-                self.seconds.set(self.seconds.get() + 1);
                 self.resets.set(0);
             }
             self.sweep_served(now);
@@ -391,9 +392,9 @@ impl Worker {
         Busy { worker: self.clone(), side }
     }
 
-    /// Seconds that this thread has lived.
-    pub(crate) fn seconds(&self) -> u64 {
-        self.seconds.get()
+    /// Whether what is bounded per second begins anew in this round of chores.
+    pub(crate) fn is_new_second(&self) -> bool {
+        self.new_second.get()
     }
 
     /// Counts a stream that a client has reset; returns how many there were in this second.

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     discovery::directory::Target,
-    metrics::{Direction, OpenGuard},
+    metrics::{Direction, Edge, OpenGuard},
 };
 
 /// How long a client that is to be refused may take to show whether it can read an HTTP response.
@@ -106,8 +106,8 @@ async fn pass_through(worker: &Rc<Worker>, stream: TcpStream, address: SocketAdd
     match tls::dial(&worker.ctx, address, Whom::Outside).await {
         Ok(upstream) => {
             let wire = Wire::plain(upstream, Vec::new());
-            let upstream = Upstream { wire, peer: None, open: Vec::new() };
-            join(None, stream, Vec::new(), upstream, Vec::new())
+            let upstream = Upstream { wire, edge: None, open: Vec::new() };
+            join(stream, Vec::new(), upstream, Vec::new())
         }
         Err(error) => {
             tracing::debug!(%address, error = &*error.text, "cannot pass a connection through");
@@ -142,10 +142,10 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
             worker.outbound_memory.borrow_mut().record(destination, first, Instant::now());
             match decided {
                 Decided::Server(upstream, greeting) => {
-                    return join(Some(&route), stream, buffer, upstream, greeting);
+                    return join(stream, buffer, upstream, greeting);
                 }
                 Decided::Client(_, Some(upstream)) => {
-                    return join(Some(&route), stream, buffer, upstream, Vec::new());
+                    return join(stream, buffer, upstream, Vec::new());
                 }
                 Decided::Client(first, None) => http_version(first),
             }
@@ -155,7 +155,7 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
         return serve(&worker, Wire::plain(stream, buffer), version, Handler::Outbound(route), None);
     }
     match connect(&route).await {
-        Ok(upstream) => join(Some(&route), stream, buffer, upstream, Vec::new()),
+        Ok(upstream) => join(stream, buffer, upstream, Vec::new()),
         Err(refusal) => {
             worker.ctx.metrics.refused(Direction::Outbound, refusal.reason.code());
             tracing::debug!(reason = %refusal.reason, text = %refusal.text, "no endpoint for a connection");
@@ -207,7 +207,8 @@ async fn decide(
 /// A connection for bytes.
 struct Upstream {
     wire: Wire,
-    peer: Option<std::sync::Arc<str>>,
+    /// Where it is counted; `None` outside of the mesh's services.
+    edge: Option<Rc<Edge>>,
     open: Vec<OpenGuard>,
 }
 
@@ -238,29 +239,23 @@ async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
 async fn open(route: &Route, attempt: &Attempt) -> Result<Upstream, ConnectError> {
     let worker = &route.worker;
     let metrics = &worker.ctx.metrics;
+    let edge = Some(attempt.edge.clone());
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
         let stream = tls::dial(&worker.ctx, attempt.address, Whom::Outside).await?;
         let open = metrics.connection(Direction::Outbound, "plain_tcp");
-        return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), peer: None, open: vec![open] });
+        return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), edge, open: vec![open] });
     };
     let secured = tls::connect(worker, &key).await.inspect_err(|error| {
         metrics.handshake_failed(Direction::Outbound, error.reason.code());
     })?;
     let open = metrics.connection(Direction::Outbound, "mesh_tcp");
     let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
-    Ok(Upstream { wire: secured.wire, peer: Some(key.expected_identity), open: vec![open, info] })
+    Ok(Upstream { wire: secured.wire, edge, open: vec![open, info] })
 }
 
 /// Relays between the workload and an upstream. `buffer` was read from the workload, `greeting` from the upstream.
-fn join(
-    route: Option<&Rc<Route>>,
-    stream: TcpStream,
-    buffer: Vec<u8>,
-    upstream: Upstream,
-    greeting: Vec<u8>,
-) -> Next {
-    let edge =
-        route.map(|route| route.worker.edge(Direction::Outbound, route.service(), upstream.peer.as_ref()));
+fn join(stream: TcpStream, buffer: Vec<u8>, upstream: Upstream, greeting: Vec<u8>) -> Next {
     let client = Wire::plain(stream, buffer);
-    Next::Relay(Relay::new(client, upstream.wire, Direction::Outbound, edge, upstream.open), greeting)
+    let Upstream { wire, edge, open } = upstream;
+    Next::Relay(Relay::new(client, wire, Direction::Outbound, edge, open), greeting)
 }

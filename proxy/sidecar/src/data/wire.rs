@@ -265,10 +265,8 @@ impl Wire {
     /// Sends what was collected and `body` behind it now, the body from where it lies. Returns false, and does nothing, where
     /// that would not spare a copy: under TLS, behind bytes that wait, or for little.
     pub(super) fn write_through(&self, body: &[u8]) -> bool {
-        if self.tls.is_some() || body.len() < MIN_THROUGH || self.is_broken() {
-            return false;
-        }
-        if self.unsent.borrow().len() > 0 {
+        let waits = self.unsent.borrow().len() > 0;
+        if self.tls.is_some() || waits || body.len() < MIN_THROUGH || self.is_broken() {
             return false;
         }
         let head = self.out.take();
