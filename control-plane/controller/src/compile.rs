@@ -106,6 +106,7 @@ pub(crate) fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option
         ports,
         endpoints: spec.instances.iter().map(|instance| endpoint(instance, claim(instance))).collect(),
         source: service.sources.clone(),
+        ..v1::Service::default()
     }
 }
 

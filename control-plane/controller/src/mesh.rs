@@ -159,7 +159,8 @@ impl Mesh {
                     return Answer::Absent;
                 }
                 let claims = state.announced(viewer.connection);
-                let inbound = v1::Inbound { mode: self.settings.inbound.into(), terminating: false, claims };
+                let inbound =
+                    v1::Inbound { mode: self.settings.inbound.into(), claims, ..v1::Inbound::default() };
                 Some(Arc::new(Compiled::new(kind, &inbound)))
             }
             Kind::Service => ServiceKey::parse(name).ok().and_then(|key| state.service(&key)),

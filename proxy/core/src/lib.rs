@@ -15,5 +15,6 @@ pub mod key;
 pub mod mark;
 pub mod model;
 pub mod reason;
+pub mod request;
 pub mod resolve;
 pub mod speaks_first;

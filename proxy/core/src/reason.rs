@@ -76,6 +76,18 @@ reasons! {
     Overloaded = "overloaded", 503, 8;
     /// The workload is shutting down.
     Draining = "draining", 503, 14;
+    /// The service has routes, and none of them takes the request.
+    NoRoute = "no_route", 404, 12;
+    /// The route leads to a backend that does not exist or may not be used.
+    InvalidBackend = "invalid_backend", 500, 14;
+    /// A policy injects faults, and this request was one of its share.
+    FaultInjected = "fault_injected", 503, 14;
+    /// The caller, or all callers together, have used up what a rate limit allows.
+    RateLimited = "rate_limited", 429, 8;
+    /// A bound that a policy sets was reached: requests, connections or waiting requests of one service.
+    LimitReached = "limit_reached", 503, 8;
+    /// Every endpoint of the service has failed just now; one is tried again soon.
+    EndpointsFailing = "endpoints_failing", 503, 14;
     /// A connection would have led back into this proxy.
     Loop = "loop", 508, 13;
 }

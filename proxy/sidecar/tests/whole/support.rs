@@ -237,6 +237,7 @@ impl Fake {
                 source: "test".to_owned(),
                 ports: vec![v1::service::Port { port: 80, ..Default::default() }],
                 endpoints: vec![endpoint_at(endpoint)],
+                ..Default::default()
             },
         );
         self.set(type_url::DESTINATION, address, version, &destination);
