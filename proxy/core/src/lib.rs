@@ -18,6 +18,7 @@ pub mod headers;
 pub mod key;
 pub mod mark;
 pub mod model;
+mod padded;
 pub mod reason;
 pub mod request;
 pub mod resolve;
