@@ -18,6 +18,7 @@ use outrigger_core::{
     mark::H1Mark,
     model::{Endpoint, Health, Port, Protocol, Service},
     resolve::{Knowledge, OutboundDefault, Ranges, resolve},
+    route::Routes,
 };
 
 const PORT: u16 = 80;
@@ -53,6 +54,9 @@ fn service(endpoints: u8) -> Arc<Service> {
         ports: BTreeMap::from([(PORT, Port { name: "http".into(), protocol: Protocol::Detect })]),
         endpoints: (1..=endpoints).map(|number| Arc::new(endpoint(number))).collect(),
         source: "bench".into(),
+        routes: Routes::default(),
+        traffic: None,
+        leads_to: Vec::new(),
     })
 }
 

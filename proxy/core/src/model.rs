@@ -12,6 +12,8 @@ use std::{
 
 use outrigger_api::v1;
 
+use crate::{route::Routes, traffic::Traffic};
+
 /// A service and all its endpoints: an immutable snapshot, shared by all threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -23,6 +25,12 @@ pub struct Service {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// "consul", "file".
     pub source: Arc<str>,
+    /// Where requests to it go; those that hold for this client.
+    pub routes: Routes,
+    /// How it is called where no route takes a request; `None`: nobody has a policy.
+    pub traffic: Option<Arc<Traffic>>,
+    /// The other services that its routes name, sorted, each once.
+    pub leads_to: Vec<Arc<str>>,
 }
 
 /// A port that clients dial.
@@ -109,11 +117,12 @@ impl InvalidResource {
 }
 
 impl Service {
-    /// Checks a pushed service.
+    /// Checks a pushed service; `client_namespace` is the own workload's, whose consumer routes hold.
     ///
     /// # Errors
-    /// On an empty name, a port above 65,535, an address that is no IP address, or an endpoint id that occurs twice.
-    pub fn from_wire(wire: v1::Service) -> Result<Self, InvalidResource> {
+    /// On an empty name, a port above 65,535, an address that is no IP address, an endpoint id that occurs twice, and
+    /// what [`Routes::from_wire`] and [`Traffic::from_wire`] refuse.
+    pub fn from_wire(wire: v1::Service, client_namespace: &str) -> Result<Self, InvalidResource> {
         let name = format!("{}.{}", wire.name, wire.namespace);
         let invalid = |fault: String| InvalidResource::new(&name, fault);
         if wire.name.is_empty() || wire.namespace.is_empty() {
@@ -134,7 +143,18 @@ impl Service {
         if let Some(twice) = endpoints.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return Err(invalid(format!("endpoint {} occurs twice", twice[0].id)));
         }
-        Ok(Self { name: name.into(), ports, endpoints, source: wire.source.into() })
+        let routes = Routes::from_wire(&wire.routes, client_namespace).map_err(invalid)?;
+        let traffic = wire.traffic.as_ref().map(Traffic::from_wire).transpose().map_err(invalid)?;
+        let leads_to = routes.leads_to().into_iter().filter(|service| **service != *name).collect();
+        Ok(Self {
+            name: name.into(),
+            ports,
+            endpoints,
+            source: wire.source.into(),
+            routes,
+            traffic: traffic.map(Arc::new),
+            leads_to,
+        })
     }
 
     /// What `port` speaks; the entry for port 0 answers for ports not listed.
@@ -246,12 +266,13 @@ mod tests {
     }
 
     fn service(endpoints: Vec<v1::Endpoint>) -> Result<Service, InvalidResource> {
-        Service::from_wire(v1::Service {
+        let wire = v1::Service {
             name: "s".to_owned(),
             namespace: "default".to_owned(),
             endpoints,
             ..v1::Service::default()
-        })
+        };
+        Service::from_wire(wire, "default")
     }
 
     #[test]
