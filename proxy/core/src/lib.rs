@@ -17,6 +17,7 @@ pub mod fault;
 pub mod hash;
 pub mod headers;
 pub mod key;
+pub mod live;
 pub mod mark;
 pub mod matching;
 pub mod model;
