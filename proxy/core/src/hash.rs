@@ -42,6 +42,14 @@ pub struct Ring {
     points: Vec<(u64, u32)>,
 }
 
+/// When a member of a table has its turns: what place it wishes next, and what it is due.
+struct Turns {
+    next: usize,
+    step: usize,
+    weight: u64,
+    due: u64,
+}
+
 /// Members in a table.
 #[derive(Debug)]
 pub struct Maglev {
@@ -77,13 +85,6 @@ impl Maglev {
         const FREE: u32 = u32::MAX;
         if members.is_empty() {
             return Self { places: Vec::new() };
-        }
-        /// A member's turns: where its next wish is, and what it is due.
-        struct Turns {
-            next: usize,
-            step: usize,
-            weight: u64,
-            due: u64,
         }
         let places = PLACES as u64;
         #[expect(clippy::cast_possible_truncation, reason = "less than the number of places")]
@@ -145,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    const KEYS: u64 = 4000;
+    const KEYS: u32 = 4000;
 
     fn members(weights: &[u32]) -> Vec<Member> {
         weights.iter().enumerate().map(|(number, weight)| (format!("e{number}").into(), *weight)).collect()
@@ -162,7 +163,7 @@ mod tests {
     }
 
     fn keys() -> impl Iterator<Item = u64> {
-        (0..KEYS).map(mix)
+        (0..KEYS).map(|key| mix(key.into()))
     }
 
     #[test]
@@ -182,7 +183,7 @@ mod tests {
                 shares[find(key, &|_| true).unwrap()] += 1;
             }
             for (share, (_, weight)) in shares.iter().zip(&members) {
-                let (share, fair) = (f64::from(*share), f64::from(*weight) * f64::from(KEYS as u32) / 20.0);
+                let (share, fair) = (f64::from(*share), f64::from(*weight) * f64::from(KEYS) / 20.0);
                 assert!((share - fair).abs() <= fair * slack + 30.0, "{shares:?}");
             }
         }
@@ -220,10 +221,10 @@ mod tests {
                 for key in keys() {
                     let (was, is) = (before(key, &|_| true).unwrap(), after(key, &|_| true).unwrap());
                     let stays = all[was].0 == fewer[is].0;
-                    moved += u64::from(!stays);
+                    moved += usize::from(!stays);
                     prop_assert!(at == 1 || stays || was == leaves, "on a ring nobody else's keys move");
                 }
-                prop_assert!(moved * count as u64 <= 2 * KEYS, "{moved} of {count}");
+                prop_assert!(moved * count <= 2 * KEYS as usize, "{moved} of {count}");
             }
         }
 

@@ -330,8 +330,8 @@ fn grpc_status_of(http_status: u16) -> Option<u8> {
     }
 }
 
-/// Whether a gRPC status speaks against the endpoint: UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL,
-/// UNAVAILABLE.
+/// Whether a gRPC status speaks against the endpoint: `UNKNOWN`, `DEADLINE_EXCEEDED`,
+/// `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`.
 pub fn is_endpoints_fault(grpc_status: u8) -> bool {
     matches!(grpc_status, 2 | 4 | 8 | 13 | 14)
 }

@@ -127,7 +127,9 @@ mod tests {
             for thread in 0..4_u64 {
                 let window = &window;
                 scope.spawn(move || {
-                    (0..10_000).for_each(|n| window.count(20 + n / 1000, (n + thread) % 4 != 0))
+                    for n in 0..10_000 {
+                        window.count(20 + n / 1000, (n + thread) % 4 != 0);
+                    }
                 });
             }
         });

@@ -176,7 +176,7 @@ mod tests {
             let running: Vec<_> = (0..threads).map(|_| scope.spawn(move || work().count())).collect();
             running.into_iter().map(|thread| thread.join().unwrap() as u64).sum::<u64>()
         });
-        let rest = (0..).take_while(|_| budget.take(retry, now)).count() as u64;
+        let rest = (0..u32::MAX).take_while(|_| budget.take(retry, now)).count() as u64;
         (granted + rest, u64::from(threads) * each)
     }
 
