@@ -6,15 +6,18 @@
 //! what lets property tests say more than examples can.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod authority;
 pub mod balance;
 pub mod case;
+mod criteria;
 pub mod detect;
 pub mod headers;
 pub mod key;
 pub mod mark;
 pub mod matching;
 pub mod model;
+pub mod path;
 pub mod reason;
 pub mod request;
 pub mod resolve;
