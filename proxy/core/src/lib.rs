@@ -14,6 +14,7 @@ mod criteria;
 pub mod detect;
 pub mod headers;
 pub mod key;
+pub mod limit;
 pub mod mark;
 pub mod matching;
 pub mod model;

@@ -352,7 +352,7 @@ fn audits_are_bounded_and_one_for_each_policy() {
     };
     let alone = access(v1::Default::Allow, vec![audited("a/b", &[false, true, false])]);
     let verdict = alone.connection(&caller(None), 80);
-    let told: Vec<_> = verdict.audits.iter().map(|audit| (&***audit.policy, audit.would_allow)).collect();
+    let told: Vec<_> = verdict.audits.iter().map(|audit| (&**audit.policy, audit.would_allow)).collect();
     assert_eq!(told, [("a/b", false)]);
     let many = access(v1::Default::Allow, (0..40).map(|at| audited(&format!("a/{at}"), &[true])).collect());
     assert_eq!(many.connection(&caller(None), 80).audits.len(), MAX_AUDITS);
