@@ -10,6 +10,7 @@ pub mod access;
 pub mod authority;
 pub mod balance;
 pub mod case;
+pub mod concurrency;
 mod criteria;
 pub mod detect;
 pub mod headers;
