@@ -37,16 +37,18 @@ const BEGIN: u32 = 100;
 const STEP: Duration = Duration::from_millis(100);
 const STEP_ANSWERS: u64 = 10;
 
-/// Answers that a probe waits for, and how long it does, beside 20 times the base.
-const PROBE_ANSWERS: u64 = 50;
+/// Requests that a probe looks at, and how long it waits for them at most, beside 20 times the base. It takes the first that enter
+/// and waits for all of them: the first that end would be the fast ones.
+const PROBE_REQUESTS: u64 = 100;
 const PROBE_MAX: Duration = Duration::from_secs(1);
 
 /// Between two probes, in time and in multiples of the last one's length.
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PROBE_REST: u64 = 30;
 
-/// What the bound is divided by in a probe, and its least: far below any useful bound, yet not one request after the other.
-const PROBE_DIVISOR: u32 = 16;
+/// What the bound is divided by in a probe, and its least: far below any useful bound, yet not one request after the other. The first
+/// probe takes the least, because until then the bound says nothing.
+const PROBE_DIVISOR: u32 = 8;
 const PROBE_MIN: u32 = 2;
 
 /// Response times, in thousandths of the base, up to which nothing is taken to wait.
@@ -54,6 +56,9 @@ const TOLERANCE: u64 = 1_500;
 
 /// How much of its difference to the next bound the bound makes in a step, in thousandths.
 const GAIN: u64 = 300;
+
+/// What part of its distance from a step's mean the base makes at once: one step is noisy.
+const FOLLOW: u64 = 16;
 
 /// The bound of one workload, for the ports that a policy says.
 #[derive(Debug)]
@@ -76,7 +81,7 @@ struct Counts {
 #[derive(Debug)]
 struct Adaptive {
     began: Instant,
-    /// Answers of this step, and the nanoseconds that they took together.
+    /// Answers of this step or probe, and the nanoseconds that they took together.
     answers: AtomicU64,
     took: AtomicU64,
     /// When the step, or the probe, is over at the earliest, in nanoseconds since `began`.
@@ -86,6 +91,9 @@ struct Adaptive {
     /// Counts the changes between probes and steps: an answer says something only of the phase in which it was asked for.
     phase: AtomicU32,
     is_probe: AtomicBool,
+    /// Requests that have entered in this probe, and those of the first of them that have ended.
+    probed: AtomicU64,
+    probed_ended: AtomicU64,
     /// In this step, somebody was refused.
     refused: AtomicBool,
     state: Mutex<State>,
@@ -97,6 +105,8 @@ struct State {
     bound: u64,
     probe_began: u64,
     next_probe: u64,
+    /// A probe has found a base.
+    is_found: bool,
 }
 
 /// A request under way: it counts until it is dropped.
@@ -104,7 +114,8 @@ struct State {
 pub struct Permit {
     of: Arc<Concurrency>,
     entered: Instant,
-    phase: u32,
+    /// `None`: how long it takes is not looked at.
+    phase: Option<u32>,
 }
 
 impl Concurrency {
@@ -166,7 +177,7 @@ impl Concurrency {
             }
             return None;
         }
-        let phase = self.adaptive.as_ref().map_or(0, |adaptive| adaptive.phase.load(Relaxed));
+        let phase = self.adaptive.as_ref().and_then(Adaptive::entered);
         Some(Permit { of: self.clone(), entered: now, phase })
     }
 }
@@ -201,13 +212,28 @@ impl Adaptive {
             base: AtomicU64::new(0),
             phase: AtomicU32::new(0),
             is_probe: AtomicBool::new(false),
+            probed: AtomicU64::new(0),
+            probed_ended: AtomicU64::new(0),
             refused: AtomicBool::new(false),
-            state: Mutex::new(State { bound: u64::from(bound) * 1_000, probe_began: 0, next_probe: 0 }),
+            state: Mutex::new(State {
+                bound: u64::from(bound) * 1_000,
+                probe_began: 0,
+                next_probe: 0,
+                is_found: false,
+            }),
         }
     }
 
     fn since_began(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.began))
+    }
+
+    /// The phase to which a request's time counts.
+    fn entered(&self) -> Option<u32> {
+        let phase = self.phase.load(Relaxed);
+        let is_one_too_many =
+            self.is_probe.load(Relaxed) && self.probed.fetch_add(1, Relaxed) >= PROBE_REQUESTS;
+        (!is_one_too_many).then_some(phase)
     }
 
     fn refused(&self, of: &Concurrency, now: Instant) {
@@ -220,16 +246,18 @@ impl Adaptive {
     }
 
     fn answered(&self, permit: &Permit, now: Instant, success: bool) {
-        let took = nanos(now.saturating_duration_since(permit.entered));
-        let says_something = success || took > self.base.load(Relaxed);
-        if permit.phase != self.phase.load(Relaxed) || !says_something {
+        if permit.phase != Some(self.phase.load(Relaxed)) {
             return;
         }
-        self.took.fetch_add(took, Relaxed);
-        let answers = self.answers.fetch_add(1, Relaxed) + 1;
+        let took = nanos(now.saturating_duration_since(permit.entered));
+        if success || took > self.base.load(Relaxed) {
+            self.took.fetch_add(took, Relaxed);
+            self.answers.fetch_add(1, Relaxed);
+        }
+        let is_last =
+            self.is_probe.load(Relaxed) && self.probed_ended.fetch_add(1, Relaxed) + 1 >= PROBE_REQUESTS;
         let now = self.since_began(now);
-        let enough = if self.is_probe.load(Relaxed) { PROBE_ANSWERS } else { u64::MAX };
-        if answers >= enough || now >= self.due.load(Relaxed) {
+        if is_last || now >= self.due.load(Relaxed) {
             self.turn(&permit.of, now);
         }
     }
@@ -240,10 +268,13 @@ impl Adaptive {
         let is_probe = self.is_probe.load(Relaxed);
         let is_due = now >= self.due.load(Relaxed);
         let answers = self.answers.load(Relaxed);
-        if is_probe && (is_due || answers >= PROBE_ANSWERS) {
-            let seen = self.mean();
-            if let Some(seen) = seen.filter(|_| answers >= STEP_ANSWERS) {
-                self.base.store(seen, Relaxed);
+        if is_probe && (is_due || self.probed_ended.load(Relaxed) >= PROBE_REQUESTS) {
+            if let Some(seen) = self.mean().filter(|_| answers >= STEP_ANSWERS) {
+                // A probe is noisy, too: two that are near each other are one.
+                let base = self.base.load(Relaxed);
+                let is_near = state.is_found && seen / 2 < base && base / 2 < seen;
+                self.base.store(if is_near { u64::midpoint(base, seen) } else { seen }, Relaxed);
+                state.is_found = true;
             }
             let length = now.saturating_sub(state.probe_began);
             state.next_probe = now + nanos(PROBE_EVERY).max(length.saturating_mul(PROBE_REST));
@@ -256,7 +287,7 @@ impl Adaptive {
                 .clamp(1_000, u64::from(of.max) * 1_000);
             if refused && now >= state.next_probe {
                 state.probe_began = now;
-                let bound = whole(state.bound) / PROBE_DIVISOR;
+                let bound = if state.is_found { whole(state.bound) / PROBE_DIVISOR } else { PROBE_MIN };
                 let longest = nanos(PROBE_MAX).saturating_add(base.saturating_mul(20));
                 self.begin_phase(
                     of,
@@ -275,6 +306,8 @@ impl Adaptive {
         self.is_probe.store(is_probe, Relaxed);
         self.phase.fetch_add(1, Relaxed);
         self.mean();
+        self.probed.store(0, Relaxed);
+        self.probed_ended.store(0, Relaxed);
         self.refused.store(false, Relaxed);
         self.due.store(due, Relaxed);
         of.counts.bound.store(whole(bound), Relaxed);
@@ -291,9 +324,8 @@ impl Adaptive {
         let base = self.base.load(Relaxed);
         let base = match base {
             0 => seen,
-            _ if seen < base => base - (base - seen) / 4,
-            _ if !refused => base + (seen - base) / 64,
-            _ => base,
+            _ if refused && seen > base => base,
+            _ => base - base / FOLLOW + seen / FOLLOW,
         };
         self.base.store(base, Relaxed);
         base

@@ -122,7 +122,7 @@ impl Operation {
         })
     }
 
-    /// Whether it names a port or more.
+    /// The ports that it names; empty: all.
     pub(crate) fn ports(&self) -> &[u16] {
         &self.ports
     }
@@ -192,13 +192,12 @@ pub(crate) struct Seen<'a, V> {
     view: &'a V,
     path: &'a [u8],
     reading: Cow<'a, [u8]>,
-    is_grpc: bool,
 }
 
 impl<'a, V: View> Seen<'a, V> {
     /// `path`: in the form of [`path::normalise`], without its query.
     pub(crate) fn new(view: &'a V, path: &'a [u8]) -> Self {
-        Self { view, path, reading: path::read(path), is_grpc: is_grpc(view) }
+        Self { view, path, reading: path::read(path) }
     }
 
     /// Methods are case-sensitive (RFC 9110, 9.1), to most servers.
@@ -227,7 +226,7 @@ impl<'a, V: View> Seen<'a, V> {
     fn has_call(&self, test: &GrpcMatcher, sense: Sense) -> bool {
         let is_call = |path| Call::of_path(path).is_some_and(|call| test.matches(call));
         match sense {
-            Sense::Opens => self.is_grpc && is_call(self.path),
+            Sense::Opens => is_call(self.path) && is_grpc(self.view),
             Sense::Shuts => is_call(self.path) || is_call(&self.reading),
         }
     }
