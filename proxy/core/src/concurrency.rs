@@ -42,6 +42,9 @@ const STEP_ANSWERS: u64 = 10;
 const PROBE_REQUESTS: u64 = 100;
 const PROBE_MAX: Duration = Duration::from_secs(1);
 
+/// One refused request for so many answers is overload, and worth a probe; fewer are chance.
+const OVERLOAD: u64 = 10;
+
 /// Between two probes, in time and in multiples of the last one's length.
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PROBE_REST: u64 = 30;
@@ -94,8 +97,8 @@ struct Adaptive {
     /// Requests that have entered in this probe, and those of the first of them that have ended.
     probed: AtomicU64,
     probed_ended: AtomicU64,
-    /// In this step, somebody was refused.
-    refused: AtomicBool,
+    /// Requests of this step that were refused.
+    refused: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -214,7 +217,7 @@ impl Adaptive {
             is_probe: AtomicBool::new(false),
             probed: AtomicU64::new(0),
             probed_ended: AtomicU64::new(0),
-            refused: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
             state: Mutex::new(State {
                 bound: u64::from(bound) * 1_000,
                 probe_began: 0,
@@ -237,7 +240,7 @@ impl Adaptive {
     }
 
     fn refused(&self, of: &Concurrency, now: Instant) {
-        self.refused.store(true, Relaxed);
+        self.refused.fetch_add(1, Relaxed);
         // Else a probe that nobody answers would never end.
         let now = self.since_began(now);
         if self.is_probe.load(Relaxed) && now >= self.due.load(Relaxed) {
@@ -281,11 +284,11 @@ impl Adaptive {
             self.begin_phase(of, false, state.bound, now + nanos(STEP));
         } else if !is_probe && is_due && answers >= STEP_ANSWERS {
             let Some(seen) = self.mean() else { return };
-            let refused = self.refused.swap(false, Relaxed);
-            let base = self.follow(seen, refused);
-            state.bound = next_bound(state.bound, base, seen, is_used(of, refused))
+            let refused = self.refused.swap(0, Relaxed);
+            let base = self.follow(seen, refused > 0);
+            state.bound = next_bound(state.bound, base, seen, is_used(of, refused > 0))
                 .clamp(1_000, u64::from(of.max) * 1_000);
-            if refused && now >= state.next_probe {
+            if refused > answers / OVERLOAD && now >= state.next_probe {
                 state.probe_began = now;
                 let bound = if state.is_found { whole(state.bound) / PROBE_DIVISOR } else { PROBE_MIN };
                 let longest = nanos(PROBE_MAX).saturating_add(base.saturating_mul(20));
@@ -308,7 +311,7 @@ impl Adaptive {
         self.mean();
         self.probed.store(0, Relaxed);
         self.probed_ended.store(0, Relaxed);
-        self.refused.store(false, Relaxed);
+        self.refused.store(0, Relaxed);
         self.due.store(due, Relaxed);
         of.counts.bound.store(whole(bound), Relaxed);
     }

@@ -290,7 +290,7 @@ fn a_probe_that_nobody_answers_ends() {
     let concurrency = concurrency(40, true, began);
     let mut ms = 0;
     while concurrency.bound() > PROBE_MIN {
-        let all: Vec<_> = (0..60).map_while(|_| concurrency.enter(at(ms))).collect();
+        let all: Vec<_> = (0..60).filter_map(|_| concurrency.enter(at(ms))).collect();
         ms += 10;
         assert!(ms < 10_000, "a probe begins soon");
         all.into_iter().for_each(|permit| permit.done(at(ms), true));
