@@ -279,7 +279,9 @@ fn bounds_stay_in_their_bounds() {
         let now = now + Duration::from_millis(at * 10);
         let all: Vec<_> = (0..4).filter_map(|_| small.enter(now)).collect();
         assert!((1..=3).contains(&all.len()));
-        all.into_iter().for_each(|permit| permit.done(now + Duration::from_millis(1), true));
+        for permit in all {
+            permit.done(now + Duration::from_millis(1), true);
+        }
     }
 }
 
@@ -293,7 +295,9 @@ fn a_probe_that_nobody_answers_ends() {
         let all: Vec<_> = (0..60).filter_map(|_| concurrency.enter(at(ms))).collect();
         ms += 10;
         assert!(ms < 10_000, "a probe begins soon");
-        all.into_iter().for_each(|permit| permit.done(at(ms), true));
+        for permit in all {
+            permit.done(at(ms), true);
+        }
     }
     let stuck: Vec<_> = (0..60).map_while(|_| concurrency.enter(at(ms))).collect();
     assert!(concurrency.enter(at(ms + 500)).is_none());
