@@ -1,4 +1,5 @@
-//! What an inbound request costs before it is forwarded: its path in one form, whether it may, and whether there is room.
+//! What an inbound request costs before it is forwarded: its path in one form, whether it may, and whether there is
+//! room.
 #![allow(missing_docs, reason = "the macros of criterion write functions without any")]
 
 use std::{hint::black_box, sync::Arc, time::Instant};

@@ -1,12 +1,12 @@
 //! Who may call the workload: probe, then any deny, then any allow, then the default.
 //!
 //! All rules of all policies count together, so their order never matters and a policy more can be read by itself.
-//! What matches is decided in the sense of the rule: a deny holds if it holds for any reading of a request, an allow only if it holds
-//! for each (repeated headers, paths that applications decode further). A connection whose bytes are not read as HTTP is allowed by no
-//! rule that speaks of HTTP, and denied by each that denies something of HTTP.
+//! What matches is decided in the sense of the rule: a deny holds if it holds for any reading of a request, an allow
+//! only if it holds for each (repeated headers, paths that applications decode further). A connection whose bytes are
+//! not read as HTTP is allowed by no rule that speaks of HTTP, and denied by each that denies something of HTTP.
 //!
-//! Which rules are about a port is worked out once per push; a decision runs through these in a line and allocates nothing, but for the
-//! verdicts of policies under audit and for a path that an application may read differently.
+//! Which rules are about a port is worked out once per push; a decision runs through these in a line and allocates
+//! nothing, but for the verdicts of policies under audit and for a path that an application may read differently.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

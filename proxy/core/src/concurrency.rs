@@ -1,15 +1,17 @@
 //! How much the workload is asked at once: a fixed bound, or one that follows its response times.
 //!
-//! A workload that is asked more than it can do at once does not do more: requests wait in it, and in the end all are late. What
-//! waits too long is better refused at once, by whoever stands before it.
+//! A workload that is asked more than it can do at once does not do more: requests wait in it, and in the end all are
+//! late. What waits too long is better refused at once, by whoever stands before it.
 //!
-//! **The adaptive bound** compares response times with what they are when nothing waits, the base. As long as they are below one and a
-//! half of it the bound grows, by its square root a step; above that it shrinks in proportion. Both are means over the same
-//! requests, so that a workload whose requests differ among themselves looks slow in neither.
+//! **The adaptive bound** compares response times with what they are when nothing waits, the base. As long as they
+//! are below one and a half of it the bound grows, by its square root a step; above that it shrinks in proportion.
+//! Both are means over the same requests, so that a workload whose requests differ among themselves looks slow in
+//! neither.
 //!
-//! **The base** cannot be seen while requests wait, and a guess that creeps up with the queue lets the queue creep up with it. So under
-//! overload, and only then, a *probe* lowers the bound for a moment until the queue is gone and looks; this is what BBR does with
-//! round-trip times. Probes cost at most 1/30 of the time. Without overload the base follows what is seen.
+//! **The base** cannot be seen while requests wait, and a guess that creeps up with the queue lets the queue creep up
+//! with it. So under overload, and only then, a *probe* lowers the bound for a moment until the queue is gone and
+//! looks; this is what BBR does with round-trip times. Probes cost at most 1/30 of the time. Without overload the
+//! base follows what is seen.
 //!
 //! A failure that was fast says nothing of how much the workload can bear. A slow one counts like a slow answer.
 //!
@@ -37,8 +39,8 @@ const BEGIN: u32 = 100;
 const STEP: Duration = Duration::from_millis(100);
 const STEP_ANSWERS: u64 = 10;
 
-/// Requests that a probe looks at, and how long it waits for them at most, beside 20 times the base. It takes the first that enter
-/// and waits for all of them: the first that end would be the fast ones.
+/// Requests that a probe looks at, and how long it waits for them at most, beside 20 times the base. It takes the
+/// first that enter and waits for all of them: the first that end would be the fast ones.
 const PROBE_REQUESTS: u64 = 100;
 const PROBE_MAX: Duration = Duration::from_secs(1);
 
@@ -49,8 +51,8 @@ const OVERLOAD: u64 = 10;
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PROBE_REST: u64 = 30;
 
-/// What the bound is divided by in a probe, and its least: far below any useful bound, yet not one request after the other. The first
-/// probe takes the least, because until then the bound says nothing.
+/// What the bound is divided by in a probe, and its least: far below any useful bound, yet not one request after the
+/// other. The first probe takes the least, because until then the bound says nothing.
 const PROBE_DIVISOR: u32 = 8;
 const PROBE_MIN: u32 = 2;
 
@@ -91,7 +93,8 @@ struct Adaptive {
     due: AtomicU64,
     /// Nanoseconds; 0: not known.
     base: AtomicU64,
-    /// Counts the changes between probes and steps: an answer says something only of the phase in which it was asked for.
+    /// Counts the changes between probes and steps: an answer says something only of the phase in which it was asked
+    /// for.
     phase: AtomicU32,
     is_probe: AtomicBool,
     /// Requests that have entered in this probe, and those of the first of them that have ended.
@@ -186,8 +189,8 @@ impl Concurrency {
 }
 
 impl Permit {
-    /// The request has ended; `success`: with an answer that the workload is not to blame for. A permit that is only dropped says
-    /// nothing of the workload.
+    /// The request has ended; `success`: with an answer that the workload is not to blame for. A permit that is only
+    /// dropped says nothing of the workload.
     pub fn done(self, now: Instant, success: bool) {
         if let Some(adaptive) = &self.of.adaptive {
             adaptive.answered(&self, now, success);
@@ -322,7 +325,8 @@ impl Adaptive {
         took.checked_div(answers).map(|mean| mean.max(1))
     }
 
-    /// Takes a step's mean into the base: what is faster soon, what is slower late, and not at all if requests may have waited.
+    /// Takes a step's mean into the base: what is faster soon, what is slower late, and not at all if requests may
+    /// have waited.
     fn follow(&self, seen: u64, refused: bool) -> u64 {
         let base = self.base.load(Relaxed);
         let base = match base {

@@ -1,8 +1,8 @@
 //! Who and what a rule is about: the criteria that access rules and rate limits share.
 //!
-//! A request can be read in more than one way: a header comes twice, a path holds an escape that the application decodes, a gRPC
-//! method is called by something that is no gRPC. Whoever opens a door must be sure of every reading; whoever shuts one, of none.
-//! [`Sense`] says which it is, and every test takes it.
+//! A request can be read in more than one way: a header comes twice, a path holds an escape that the application
+//! decodes, a gRPC method is called by something that is no gRPC. Whoever opens a door must be sure of every reading;
+//! whoever shuts one, of none. [`Sense`] says which it is, and every test takes it.
 
 use std::{borrow::Cow, net::IpAddr};
 
@@ -210,7 +210,8 @@ impl<'a, V: View> Seen<'a, V> {
 
     fn has_path(&self, test: &PathMatcher, sense: Sense) -> bool {
         match (sense, test) {
-            // Of a path that was named, what follows it is nobody's secret; an expression may say what must not be there.
+            // Of a path that was named, what follows it is nobody's secret; an expression may say what must not be
+            // there.
             (Sense::Opens, PathMatcher::Regex(_)) => test.matches(self.path) && test.matches(&self.reading),
             (Sense::Opens, _) => test.matches(self.path),
             (Sense::Shuts, _) => {
@@ -233,7 +234,9 @@ impl<'a, V: View> Seen<'a, V> {
 
     /// A line may hold several values (RFC 9110, 5.3).
     fn has_value(&self, test: &ValueMatcher, sense: Sense) -> bool {
-        let mut lines = self.view.values(test.name()).peekable();
+        // HTTP/2 says in `:authority` what HTTP/1.1 says in Host (RFC 9113, 8.3.1).
+        let authority = self.view.authority().filter(|_| test.name() == "host");
+        let mut lines = self.view.values(test.name()).chain(authority).peekable();
         match sense {
             Sense::Opens => lines.peek().is_some() && lines.all(|line| test.matches(line)),
             Sense::Shuts => lines.any(|line| {

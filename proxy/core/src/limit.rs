@@ -1,14 +1,15 @@
 //! How much callers may ask of the workload: rate limits and bounds on open connections, kept at its own sidecar.
 //!
-//! **Rates** are kept by GCRA (ITU-T I.371, the virtual scheduling form of a leaky bucket): a limit's whole state is the moment at
-//! which it will be full again. That is one atomic word, so a limit of N is N however many threads ask, no thread waits
-//! for another, and what is forgotten of a key whose moment is past is nothing.
+//! **Rates** are kept by GCRA (ITU-T I.371, the virtual scheduling form of a leaky bucket): a limit's whole state is
+//! the moment at which it will be full again. That is one atomic word, so a limit of N is N however many threads ask,
+//! no thread waits for another, and what is forgotten of a key whose moment is past is nothing.
 //!
 //! **Keys** (callers, header values) share a table of fixed size, one such word for each. A key looks for itself in a
-//! few places that its hash names, else takes the first of these whose owner is idle. A table of words needs neither a lock nor an
-//! allocation, and evicting an idle key changes no decision. Where all of its places are busy, a key counts in one cell that all such keys
-//! share: hostile keys then take from each other, not from the workload, and [`Limits::crowded`] counts it. Two threads that meet in a
-//! place that changes hands may miscount by one request each.
+//! few places that its hash names, else takes the first of these whose owner is idle. A table of words needs neither
+//! a lock nor an allocation, and evicting an idle key changes no decision. Where all of its places are busy, a key
+//! counts in one cell that all such keys share: hostile keys then take from each other, not from the workload, and
+//! [`Limits::crowded`] counts it. Two threads that meet in a place that changes hands may miscount by one request
+//! each.
 //!
 //! What is refused by one limit counts in no other.
 
@@ -46,7 +47,8 @@ const PLACES: usize = 16;
 
 const NANOS: u64 = 1_000_000_000;
 
-/// One word on a cache line of its own: neighbours of a hot word would be as slow. 128: processors fetch lines in pairs.
+/// One word on a cache line of its own: neighbours of a hot word would be as slow. 128: processors fetch lines in
+/// pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Cell(AtomicU64);
@@ -218,8 +220,8 @@ enum Key<'a> {
     Address(IpAddr),
     Value(&'a [u8]),
     NoValue,
-    /// A header that comes twice: which one counts is the application's to say, so all such requests count as one caller's, and
-    /// a second value is no way to a fresh limit.
+    /// A header that comes twice: which one counts is the application's to say, so all such requests count as one
+    /// caller's, and a second value is no way to a fresh limit.
     ManyValues,
 }
 
@@ -296,8 +298,8 @@ impl Refused {
         seconds(self.retry_after).max(1)
     }
 
-    /// The value of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10, 3): what passes within the time in which an
-    /// empty limit is full again, of which the field knows whole seconds. `None`: a bound on connections.
+    /// The value of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10, 3): what passes within the time in
+    /// which an empty limit is full again, of which the field knows whole seconds. `None`: a bound on connections.
     pub fn rate_limit_policy(&self) -> Option<String> {
         let (rate, _) = self.rate?;
         let window = seconds(Duration::from_nanos(rate.window)).max(1);
@@ -391,8 +393,8 @@ impl Limits {
         self.of_port(port).any(|limit| limit.to.iter().any(Operation::looks_at_paths))
     }
 
-    /// Counts a request. `Ok`: it may go on, and these limits of policies under audit would have refused it. `path`: see
-    /// [`crate::access::Access::request`].
+    /// Counts a request. `Ok`: it may go on, and these limits of policies under audit would have refused it. `path`:
+    /// see [`crate::access::Access::request`].
     pub fn check<V: View>(
         &self,
         caller: &Caller<'_>,
@@ -451,8 +453,8 @@ impl Limits {
         Ok((open, audits))
     }
 
-    /// Requests and connections so far that counted in a cell shared by keys for which there was no place: for each limit, with the name
-    /// of its policy and its own.
+    /// Requests and connections so far that counted in a cell shared by keys for which there was no place: for each
+    /// limit, with the name of its policy and its own.
     pub fn crowded(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, u64)> {
         self.limits.iter().map(|limit| (&limit.policy, &limit.name, limit.cells.crowded.load(Relaxed)))
     }

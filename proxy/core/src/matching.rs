@@ -12,9 +12,9 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use crate::request::View;
 
-/// What a regular expression may compile to, in bytes: room for the 1,024 characters that the Gateway API allows, not for
-/// repetitions of repetitions. At worst all of it is read for each byte of a text; that took tens of milliseconds for 10 KiB of
-/// hostile text and `.*a.{60}b`, which counts, and microseconds for what does not.
+/// What a regular expression may compile to, in bytes: room for the 1,024 characters that the Gateway API allows, not
+/// for repetitions of repetitions. At worst all of it is read for each byte of a text; that took tens of milliseconds
+/// for 10 KiB of hostile text and `.*a.{60}b`, which counts, and microseconds for what does not.
 const MAX_COMPILED: usize = 64 << 10;
 
 /// What the states that one keeps while it runs may take, in bytes: per thread that uses it.

@@ -6,7 +6,8 @@
 //!
 //! - Escapes of unreserved characters are decoded, others are written in upper case (RFC 3986, 6.2.2). What must not
 //!   stand in a path unescaped (`"<>^|{}` and non-ASCII) is escaped. Nothing is decoded twice: `%252f` stays.
-//! - `//` becomes `/`, and then `.` and `..` are resolved (RFC 3986, 5.2.4). A path that climbs above the root is refused.
+//! - `//` becomes `/`, and then `.` and `..` are resolved (RFC 3986, 5.2.4). A path that climbs above the root is
+//!   refused.
 //! - `%2f` and `%5c` are what [`EscapedSlashes`] says. A bare `\` is no character of a URI and is a separator to some
 //!   servers: it counts as `%5c`, whatever becomes of that.
 //! - `;` and what follows it in a segment are parameters to some servers and text to others; they stay. But `..;a` is

@@ -216,6 +216,13 @@ fn every_value_of_a_header_counts() {
             "{values:?}"
         );
     }
+    let host = || vec![header_is(value_match::Kind::Exact, "Host", "a.b")];
+    let h2 = Request { authority: Some("a.b".into()), ..Request::new("GET", "/") };
+    let disagrees = h2.clone().with("host", "c.d");
+    for (request, opens) in [(h2, true), (disagrees, false)] {
+        assert_eq!(takes_effect(false, vec![], host(), &caller(None), &request), opens);
+        assert!(takes_effect(true, vec![], host(), &caller(None), &request));
+    }
     let bytes = Request::new("GET", "/").with("role", b"ad\xff\xfe".to_vec());
     assert!(takes_effect(true, vec![], pattern(), &caller(None), &bytes), "what is no text is matched, too");
 }
