@@ -480,10 +480,18 @@ fn what_is_no_route_is_refused() {
         (
             ruled(v1::RouteRule {
                 matches: vec![on_path(Path::Regex, "/b")],
-                backends: vec![v1::Backend { filters: Some(rewrite), ..backend("a.b", 1) }],
+                backends: vec![v1::Backend { filters: Some(rewrite.clone()), ..backend("a.b", 1) }],
                 ..v1::RouteRule::default()
             }),
             "HTTPRoute default/r: rule 0: it replaces a prefix, and matches by something else",
+        ),
+        (
+            ruled(v1::RouteRule {
+                filters: Some(rewrite.clone()),
+                backends: vec![v1::Backend { filters: Some(rewrite.clone()), ..backend("a.b", 1) }],
+                ..v1::RouteRule::default()
+            }),
+            "HTTPRoute default/r: rule 0: a rewrite of the rule and one of a backend exclude each other",
         ),
         (
             ruled(v1::RouteRule { backends: vec![backend("a.b", 1); 65], ..v1::RouteRule::default() }),
