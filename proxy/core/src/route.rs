@@ -9,15 +9,15 @@
 //! prefix's end does not count as a character, since it does not count for the match.
 //!
 //! **One kind** of route holds for a port: that of the oldest route, as the API says where both meet at a listener
-//! (`GRPCRoute`, `hostnames`). The controller tells the author of the other. (GEP-1294 always prefers gRPC for a mesh; then a new
-//! route would silence routes that work.) A consumer's routes replace the producer's at the ports that they are
-//! attached to; the two are not merged.
+//! (`GRPCRoute`, `hostnames`). The controller tells the author of the other. (GEP-1294 always prefers gRPC for a
+//! mesh; then a new route would silence routes that work.) A consumer's routes replace the producer's at the ports
+//! that they are attached to; the two are not merged.
 //!
-//! **Headers** are compared as one value: several lines of one name are joined by `, ` as RFC 9110, 5.3 reads them (the
-//! crumbs of a cookie by `; `, RFC 9113, 8.2.3), so what is tested is all that the server sees. `host` is the
-//! request's authority, whichever version of HTTP it came by. **Query parameters** are read as forms are: split at `&`,
-//! `+` is a blank, `%` escapes are undone, the first of several values counts. **Paths** are compared as they were
-//! sent: a route is a way, not a permission.
+//! **Headers** are compared as one value: several lines of one name are joined by `, ` as RFC 9110, 5.3 reads them
+//! (the crumbs of a cookie by `; `, RFC 9113, 8.2.3), so what is tested is all that the server sees. `host` is the
+//! request's authority, whichever version of HTTP it came by. **Query parameters** are read as forms are: split at
+//! `&`, `+` is a blank, `%` escapes are undone, the first of several values counts. **Paths** are compared as they
+//! were sent: a route is a way, not a permission.
 //!
 //! **Lookups**: exact paths, a call's service and prefixes stand in sorted maps; a prefix is looked up once for each
 //! length that occurs. Gone through one by one are regular expressions, calls of any service, and what shares a path

@@ -1,6 +1,6 @@
-//! Routes evaluated as the Gateway API words it: every match of every rule of every route is looked at, and of those that
-//! hold the best is kept, criterion by criterion. Requests are known by their parts, before they are written down, so that nothing of the
-//! parsing is shared either.
+//! Routes evaluated as the Gateway API words it: every match of every rule of every route is looked at, and of those
+//! that hold the best is kept, criterion by criterion. Requests are known by their parts, before they are written
+//! down, so that nothing of the parsing is shared either.
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
