@@ -310,6 +310,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_a_route_or_a_policy_is_said() {
+        let route = v1::Route { kind: "Route".to_owned(), name: "n/r".to_owned(), ..v1::Route::default() };
+        let hash = v1::LoadBalancer {
+            algorithm: v1::load_balancer::Algorithm::Maglev.into(),
+            hash: vec![v1::HashKey::default()],
+            ..v1::LoadBalancer::default()
+        };
+        let traffic = v1::Traffic { load_balancer: Some(hash), ..v1::Traffic::default() };
+        let wire =
+            v1::Service { name: "s".to_owned(), namespace: "default".to_owned(), ..v1::Service::default() };
+        for (wire, text) in [
+            (
+                v1::Service { routes: vec![route], ..wire.clone() },
+                "s.default: Route n/r: a route is an HTTPRoute or",
+            ),
+            (v1::Service { traffic: Some(traffic), ..wire }, "s.default: load balancer: "),
+        ] {
+            let error = Service::from_wire(wire, "default").unwrap_err().to_string();
+            assert!(error.starts_with(text), "{error}");
+        }
+    }
+
+    #[test]
     fn a_destination_needs_a_service_and_real_addresses() {
         let wire = v1::Destination {
             service: "s.default".to_owned(),

@@ -1,24 +1,27 @@
 //! Which rule of a service's routes takes a request, and where the rule sends it.
 //!
-//! **Precedence** is the Gateway API's, over all rules of all routes together, match by match. `HTTPRoute`: an exact path,
-//! then a regular expression, then the longest prefix; then a method; then most headers; then most query
+//! **Precedence** is the Gateway API's, over all rules of all routes together, match by match. `HTTPRoute`: an exact
+//! path, then a regular expression, then the longest prefix; then a method; then most headers; then most query
 //! parameters. `GRPCRoute`: most characters of the service, then of the method, then most headers. Ties: the older
 //! route, the first in the order of `namespace/name`, the first rule. The API leaves open where regular expressions
-//! stand. Whoever writes one wants to cut something out of a prefix, so they come before prefixes, and of two the longer
-//! one first; of a call's service and method an expression stands between a name and nothing.
+//! stand. Whoever writes one wants to cut something out of a prefix, so they come before prefixes, and of two the
+//! longer one first; of a call's service and method an expression stands between a name and nothing. A `/` at a
+//! prefix's end does not count as a character, since it does not count for the match.
 //!
-//! **One kind** of route holds for a port (GEP-1294). The controller tells the author of the other kind; here the kind
-//! of the oldest route holds, so that what a proxy does never depends on the order of a push. A consumer's routes replace
-//! the producer's at the ports that they are attached to; the two are not merged.
+//! **One kind** of route holds for a port: that of the oldest route, as the API says where both meet at a listener
+//! (`GRPCRoute`, `hostnames`). The controller tells the author of the other. (GEP-1294 always prefers gRPC for a
+//! mesh; then a new route would silence routes that work.) A consumer's routes replace the producer's at the ports
+//! that they are attached to; the two are not merged.
 //!
-//! **Headers** are compared as one value: several lines of one name are joined by `, ` as RFC 9110, 5.3 reads them (the
-//! crumbs of a cookie by `; `, RFC 9113, 8.2.3). So a value that is tested is all that the server will see of the header. `host` is the
-//! request's authority, whichever version of HTTP it came by. **Query parameters** are read as forms are written: split at `&`, `+` is a blank,
-//! `%` escapes are undone, the first of several values counts. **Paths** are compared as they were sent: a route is a
-//! way, not a permission.
+//! **Headers** are compared as one value: several lines of one name are joined by `, ` as RFC 9110, 5.3 reads them
+//! (the crumbs of a cookie by `; `, RFC 9113, 8.2.3), so what is tested is all that the server sees. `host` is the
+//! request's authority, whichever version of HTTP it came by. **Query parameters** are read as forms are: split at
+//! `&`, `+` is a blank, `%` escapes are undone, the first of several values counts. **Paths** are compared as they
+//! were sent: a route is a way, not a permission.
 //!
-//! **Lookups**: exact paths (or a call's service) and prefixes are looked up in sorted maps, a prefix once for each length that occurs; only regular
-//! expressions are gone through one by one, and at most [`MAX_EXPRESSIONS`] are taken.
+//! **Lookups**: exact paths, a call's service and prefixes stand in sorted maps; a prefix is looked up once for each
+//! length that occurs. Gone through one by one are regular expressions, calls of any service, and what shares a path
+//! and differs in headers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -127,7 +130,7 @@ impl Routes {
     }
 
     /// The services that backends and mirrors name, but for those that must not be asked.
-    pub fn leads_to(&self) -> BTreeSet<Arc<str>> {
+    pub(crate) fn leads_to(&self) -> BTreeSet<Arc<str>> {
         let rules = self.listed.values().chain(&self.others).flat_map(Table::rules);
         rules
             .flat_map(Rule::asked)

@@ -1,7 +1,7 @@
 //! What a rule changes: headers, where the request is sent on to, who gets a copy.
 //!
-//! Everything is checked when it arrives. What would let a policy frame a message, name a caller or speak as the mesh is
-//! refused, not skipped: the Gateway API wants no request served without its filter.
+//! Everything is checked when it arrives. What would let a policy frame a message, name a caller or speak as the mesh
+//! is refused, not skipped: the Gateway API wants no request served without its filter.
 
 use std::sync::Arc;
 
@@ -189,8 +189,8 @@ impl Redirect {
 
     /// Where the client is sent: the value of `Location`. `tls`: the request came over TLS.
     ///
-    /// Absolute, unless neither the rule nor the request names a host. The port is left out where it is the scheme's own.
-    /// The request's path and query stay as they came, but for bytes that no header can hold, which are escaped.
+    /// Absolute, unless neither the rule nor the request names a host. The port is left out where it is the scheme's
+    /// own. The request's path and query stay as they came, but for bytes that no header can hold, which are escaped.
     pub fn location<V: View>(&self, view: &V, matched: Matched, tls: bool) -> Vec<u8> {
         let scheme = self.scheme.unwrap_or(if tls { Scheme::Https } else { Scheme::Http });
         let (host, port) = split_port(view.authority().unwrap_or_default());

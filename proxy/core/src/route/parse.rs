@@ -120,10 +120,16 @@ fn compile(name: String, wire: &v1::RouteRule) -> Result<Rule, String> {
     if filters.redirect.is_some() && !wire.backends.is_empty() {
         return Err("a redirect and backends exclude each other".to_owned());
     }
+    let backends = wire.backends.iter().map(Backend::from_wire).collect::<Result<Vec<_>, _>>()?;
+    let rewrites = |backend: &Backend| backend.filters.as_ref().is_some_and(|own| own.rewrite.is_some());
+    if filters.rewrite.is_some() && backends.iter().any(rewrites) {
+        // The prefix that was matched is gone when the second one looks for it.
+        return Err("a rewrite of the rule and one of a backend exclude each other".to_owned());
+    }
     Ok(Rule {
         name: name.into(),
         filters,
-        backends: wire.backends.iter().map(Backend::from_wire).collect::<Result<_, _>>()?,
+        backends,
         traffic: wire.traffic.as_ref().map(Traffic::from_wire).transpose()?.map(Arc::new),
     })
 }

@@ -31,8 +31,8 @@ pub(super) struct Table {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     place: Place,
-    /// Compared from the left, the larger one wins. A path's: kind, characters, whether there is a method, headers, query
-    /// parameters. A call's: kind and characters of the service, kind and characters of the method, headers.
+    /// Compared from the left, the larger one wins. A path's: kind, characters, whether there is a method, headers,
+    /// query parameters. A call's: kind and characters of the service, kind and characters of the method, headers.
     rank: [usize; 5],
     method: Option<Box<[u8]>>,
     headers: Vec<ValueMatcher>,
