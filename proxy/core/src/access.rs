@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -140,6 +141,28 @@ pub enum By<'a> {
     },
 }
 
+impl<'a> By<'a> {
+    /// Policy and rule, as logs and metrics name them.
+    pub fn names(&self) -> (&'a str, &'a str) {
+        match self {
+            Self::Probe => ("", "probe"),
+            Self::Rule { policy, rule } => (policy, rule),
+            Self::Default { origin } => (origin, "default"),
+        }
+    }
+}
+
+impl fmt::Display for By<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Probe => f.write_str("a probe"),
+            Self::Rule { policy, rule } => write!(f, "AccessPolicy {policy}, {rule}"),
+            Self::Default { origin } if origin.is_empty() => f.write_str("the default"),
+            Self::Default { origin } => write!(f, "the default of {origin}"),
+        }
+    }
+}
+
 /// What a policy under audit would have decided: its first deny that holds, else its first allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Audit<'a> {
@@ -195,6 +218,11 @@ impl Access {
     /// forwarded in it.
     pub fn looks_at_paths(&self, port: u16) -> bool {
         self.rules_of(port).look_at_paths
+    }
+
+    /// Whether there are probes of the port, which pass without an identity.
+    pub fn has_probes(&self, port: u16) -> bool {
+        self.probes.iter().any(|probe| probe.port() == port)
     }
 
     /// How a path is brought into its one form.
@@ -321,6 +349,11 @@ impl Rules {
 }
 
 impl Probe {
+    fn port(&self) -> u16 {
+        let (Self::Tcp { port, .. } | Self::Http { port, .. }) = self;
+        *port
+    }
+
     fn from_wire(wire: &v1::Probe, slashes: EscapedSlashes) -> Result<Self, String> {
         let fault = |error: String| format!("a probe of port {}: {error}", wire.port);
         let [port] = ports(&[wire.port]).map_err(fault)?[..] else {

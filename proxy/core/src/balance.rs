@@ -273,6 +273,13 @@ impl Balancer {
         }
     }
 
+    /// The ids of the endpoints on a port that this proxy uses.
+    pub fn used(&mut self, service_port: u16) -> Vec<Arc<str>> {
+        let port = self.on_port(service_port);
+        let id = |at: &usize| Arc::clone(&self.slots[*at].endpoint.id);
+        self.on_ports[&port].subset.iter().map(id).collect()
+    }
+
     /// Counts a request as pending at the endpoint.
     pub fn start(&mut self, picked: &Picked) -> Token {
         let id = Arc::clone(&picked.endpoint.id);

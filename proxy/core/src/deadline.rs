@@ -10,8 +10,9 @@ use std::{ops::Deref, time::Duration};
 
 use crate::request::View;
 
-/// Milliseconds that the caller waits for the whole response, for requests that are not gRPC.
-pub const HEADER: &str = "outrigger-timeout-ms";
+/// Milliseconds that the caller waits for the whole response, for requests that are not gRPC. Not one of `outrigger-`: these end at
+/// each application, and one that passes it on lets the whole chain stop in time.
+pub const HEADER: &str = "request-timeout-ms";
 
 /// The same of gRPC: at most eight digits and a unit.
 pub const GRPC_HEADER: &str = "grpc-timeout";
@@ -140,11 +141,11 @@ mod tests {
             (&[("grpc-timeout", "7u")], Some(Duration::from_micros(7))),
             (&[("grpc-timeout", "99999999n")], Some(Duration::from_nanos(99_999_999))),
             (&[("grpc-timeout", "0n")], Some(Duration::ZERO)),
-            (&[("outrigger-timeout-ms", "250")], Some(ms(250))),
-            (&[("outrigger-timeout-ms", "250"), ("grpc-timeout", "1S")], Some(ms(250))),
-            (&[("outrigger-timeout-ms", "2500"), ("grpc-timeout", "1S")], Some(s(1))),
+            (&[("request-timeout-ms", "250")], Some(ms(250))),
+            (&[("request-timeout-ms", "250"), ("grpc-timeout", "1S")], Some(ms(250))),
+            (&[("request-timeout-ms", "2500"), ("grpc-timeout", "1S")], Some(s(1))),
             (&[("grpc-timeout", "2S"), ("grpc-timeout", "1S")], Some(s(1))),
-            (&[("outrigger-timeout-ms", "x"), ("grpc-timeout", "1S")], Some(s(1))),
+            (&[("request-timeout-ms", "x"), ("grpc-timeout", "1S")], Some(s(1))),
         ] {
             assert_eq!(of(headers), expected, "{headers:?}");
         }
@@ -156,7 +157,7 @@ mod tests {
             assert_eq!(of(&[("grpc-timeout", value)]), None, "{value:?}");
         }
         for value in ["", "-1", "+1", "1.5", "5S", "12345678901", " 1"] {
-            assert_eq!(of(&[("outrigger-timeout-ms", value)]), None, "{value:?}");
+            assert_eq!(of(&[("request-timeout-ms", value)]), None, "{value:?}");
         }
     }
 

@@ -350,6 +350,13 @@ impl Drop for OpenConnection {
     }
 }
 
+impl Default for Limits {
+    /// Nothing is bounded.
+    fn default() -> Self {
+        Self { limits: Vec::new(), began: Instant::now() }
+    }
+}
+
 impl Limits {
     /// Checks the limits among what was pushed. `slashes`: as in the same push. `now`: before any request is checked.
     pub fn from_wire(

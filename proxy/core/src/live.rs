@@ -121,6 +121,15 @@ impl Live {
         u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// What health checks say of an endpoint, until they say otherwise.
+    pub fn checked(&self, id: &str, well: bool) {
+        for on_port in self.known().ports.values() {
+            if let Some(circuit) = on_port.circuits.get(id) {
+                circuit.checked(&on_port.group, well);
+            }
+        }
+    }
+
     /// Endpoints that are ejected, on each port that they are.
     pub fn ejected(&self) -> u64 {
         self.known().ports.values().map(|on_port| on_port.group.ejected()).sum()

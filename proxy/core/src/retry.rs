@@ -2,7 +2,7 @@
 //!
 //! Four things must agree. **The policy** names the failure. **The request** can be repeated: its body is still there, nothing of an
 //! answer has gone out, and to repeat it does no harm (RFC 9110, 9.2.2, an `Idempotency-Key`, or the policy's word for
-//! it; gRPC is POST, so it needs one of the latter two). **Nobody else** repeats it: where each hop of a chain tries three times, the last one
+//! it; a policy that names a gRPC status gives its word for calls that end with it). **Nobody else** repeats it: where each hop of a chain tries three times, the last one
 //! is asked 3^n times, so a request that says that it is a repetition is not repeated again, unless it is certain that nothing has happened.
 //! **There is room**: attempts, time until the deadline, a pause that the endpoint asks for and that is not too long; and the
 //! service's [`Budget`], which the caller asks last, for it counts what it grants.
@@ -63,8 +63,9 @@ pub struct Retry {
 }
 
 impl Default for Retry {
-    /// No failure is named that would be tried again; the rest is what a policy gets that says nothing of it. Its budget, a fifth and
-    /// ten a second, is what hedges of services without a policy for retries are taken from.
+    /// No failure is named that would be tried again; the rest is what a policy gets that says nothing of it. Its budget, a tenth and
+    /// one a second, is what hedges of services without a policy for retries are taken from: four sidecars in a row then ask the last
+    /// service less than one and a half times as often, even where applications pass no headers on.
     fn default() -> Self {
         Self {
             attempts: 1,
@@ -75,8 +76,8 @@ impl Default for Retry {
             unsafe_methods: false,
             backoff: Duration::from_millis(25),
             max_backoff: Duration::from_millis(250),
-            budget_percent: 20,
-            budget_floor: 10,
+            budget_percent: 10,
+            budget_floor: 1,
             max_body: 64 * 1024,
             origin: Arc::default(),
         }
@@ -242,12 +243,18 @@ impl Retry {
             Why::Attempts
         } else if tried.callers_attempt > 0 && !certain {
             Why::CallersRetry
-        } else if !tried.is_safe && !self.unsafe_methods && !certain {
+        } else if !tried.is_safe && !certain && !self.allows_unsafe(failure) {
             Why::Unsafe
         } else {
             return self.pause(failure, tried, rng);
         };
         Verdict::No(no)
+    }
+
+    /// To name a gRPC status is to speak of calls, none of which is idempotent by its method: it is the policy's word for these.
+    fn allows_unsafe(&self, failure: &Failure) -> bool {
+        self.unsafe_methods
+            || matches!(failure, Failure::Grpc { code, status: 200, .. } if self.grpc_codes.contains(code))
     }
 
     fn names(&self, failure: &Failure) -> bool {

@@ -58,6 +58,8 @@ pub struct Config {
     pub outbound: Outbound,
     /// Whether plaintext may come in, until the controller has said it.
     pub mtls: Mtls,
+    /// The zone that this host is in, as the catalog calls it: where a policy says so, its endpoints come first. Empty: unknown.
+    pub zone: String,
     /// Ports whose bytes are never looked at, in both directions: protocols in which the server speaks first.
     pub opaque_ports: Vec<u16>,
     /// The DNS server.
@@ -262,6 +264,7 @@ impl Default for Config {
             mesh_cidrs: Vec::new(),
             outbound: Outbound::default(),
             mtls: Mtls::default(),
+            zone: String::new(),
             opaque_ports: Vec::new(),
             dns: Dns::default(),
             timeouts: Timeouts::default(),

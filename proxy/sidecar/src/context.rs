@@ -1,19 +1,26 @@
 //! What all threads share, made once at start.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use outrigger_api::v1;
 use outrigger_certs::{Credentials, TrustBundle};
-use outrigger_core::model::Protocol;
-use tokio::sync::mpsc;
+use outrigger_core::{
+    access::Access, concurrency::Concurrency, limit::Limits, model::Protocol, path::EscapedSlashes,
+};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     config::{Config, Mtls},
     control_metrics::ControlMetrics,
     discovery::directory::{Ask, Directory},
     drain::Drain,
+    lives::Lives,
     metrics::Metrics,
     ready::Readiness,
 };
@@ -28,19 +35,53 @@ pub struct Context {
     /// Who we are and whom we trust.
     pub credentials: Credentials,
     /// How our own workload is reached.
-    pub inbound: ArcSwap<InboundPolicy>,
+    pub inbound: Inbound,
     /// Counters of the data path, and the registry of all.
     pub metrics: Metrics,
     /// Counters of the control thread.
     pub control: ControlMetrics,
+    /// What threads know together of the services in use.
+    pub lives: Lives,
+    /// Whether a thread has taken on the active health checks.
+    pub checks_health: AtomicBool,
     /// How far a shutdown has come.
     pub drain: Drain,
     /// What is missing before we are ready.
     pub ready: Readiness,
 }
 
+/// How the own workload is reached, and a sign when that changes.
+#[derive(Debug)]
+pub struct Inbound {
+    policy: ArcSwap<InboundPolicy>,
+    changed: watch::Sender<u64>,
+}
+
+impl Inbound {
+    fn new(policy: InboundPolicy) -> Self {
+        Self { policy: ArcSwap::from_pointee(policy), changed: watch::Sender::new(0) }
+    }
+
+    /// What holds now.
+    pub fn load(&self) -> Guard<Arc<InboundPolicy>> {
+        self.policy.load()
+    }
+
+    /// Takes a new policy, and says so to everybody who has judged by the one before.
+    pub fn store(&self, policy: InboundPolicy) {
+        let epoch = *self.changed.borrow() + 1;
+        self.policy.store(Arc::new(InboundPolicy { epoch, ..policy }));
+        self.changed.send_replace(epoch);
+    }
+
+    /// Is told of every change from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
 /// The own workload's side, as pushed; until then as configured.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub struct InboundPolicy {
     /// Whether plaintext may come in.
     pub mode: Mtls,
@@ -48,18 +89,46 @@ pub struct InboundPolicy {
     pub terminating: bool,
     /// What the workload's ports speak, where somebody said so. Configured opaque ports are `Tcp` here.
     pub ports: BTreeMap<u16, Protocol>,
+    /// Who may call; `None`: nobody has said anything, all that `mode` lets in may.
+    pub access: Option<Access>,
+    /// How often.
+    pub limits: Limits,
+    /// How much at once.
+    pub concurrency: Vec<Arc<Concurrency>>,
+    /// Whether the controller has spoken. Until then nobody may call: there may be a policy that refuses them.
+    pub is_told: bool,
+    /// Tells this policy from the one before.
+    pub epoch: u64,
+    /// What it was made of.
+    wire: v1::Inbound,
 }
 
 impl Context {
     /// The context of a configuration, with the roots of `bundle`. The receiver is for the control thread.
     pub fn new(config: Config, bundle: TrustBundle) -> (Self, mpsc::Receiver<Ask>) {
         let (directory, asks) = Directory::new(&config);
-        let inbound = ArcSwap::from_pointee(InboundPolicy::from_config(&config));
+        let inbound = Inbound::new(InboundPolicy::from_config(&config));
         let credentials = Credentials::new(bundle);
         let (metrics, control) = (Metrics::default(), ControlMetrics::default());
+        let lives = Lives::default();
         metrics.register(|registry| control.register(registry));
+        metrics.register(|registry| registry.register_collector(Box::new(lives.clone())));
         let (drain, ready) = (Drain::default(), Readiness::default());
-        (Self { config, directory, credentials, inbound, metrics, control, drain, ready }, asks)
+        (
+            Self {
+                config,
+                directory,
+                credentials,
+                inbound,
+                metrics,
+                control,
+                lives,
+                checks_health: AtomicBool::new(false),
+                drain,
+                ready,
+            },
+            asks,
+        )
     }
 
     /// The context of a configuration, with the roots in its `trust_bundle` file.
@@ -86,11 +155,18 @@ impl InboundPolicy {
     /// What holds until the controller has spoken.
     pub fn from_config(config: &Config) -> Self {
         let ports = config.opaque_ports.iter().map(|port| (*port, Protocol::Tcp)).collect();
-        Self { mode: config.mtls, terminating: false, ports }
+        Self { mode: config.mtls, ports, ..Self::default() }
     }
 
-    /// What the controller said; hints that the configuration gives stay above the controller's.
-    pub(crate) fn from_wire(wire: &v1::Inbound, config: &Config) -> Self {
+    /// What the controller said; hints that the configuration gives stay above the controller's. `old` holds now: limits that are
+    /// the same in both go on counting. `Ok(None)`: nothing has changed.
+    ///
+    /// # Errors
+    /// On what cannot be enforced as it stands; the text says what it is.
+    pub fn from_wire(wire: v1::Inbound, config: &Config, old: &Self) -> Result<Option<Self>, String> {
+        if old.is_told && old.wire == wire {
+            return Ok(None);
+        }
         let mut policy = Self::from_config(config);
         policy.mode = match wire.mode() {
             v1::inbound::Mode::Unspecified => config.mtls,
@@ -106,7 +182,22 @@ impl InboundPolicy {
                 policy.ports.entry(port).or_insert(protocol);
             }
         }
-        policy
+        if let Some(access) = &wire.access {
+            policy.access = Some(Access::from_wire(access)?);
+            let slashes = EscapedSlashes::from_wire(access.escaped_slashes());
+            policy.limits = Limits::from_wire(&access.policies, slashes, Instant::now())?.adopt(&old.limits);
+        }
+        for bound in &wire.concurrency {
+            let known = old.wire.concurrency.iter().position(|other| other.ports == bound.ports);
+            let bound = Concurrency::from_wire(bound, Instant::now())?;
+            policy.concurrency.push(match known.and_then(|at| old.concurrency.get(at)) {
+                Some(known) => bound.adopt(known),
+                None => Arc::new(bound),
+            });
+        }
+        policy.is_told = true;
+        policy.wire = wire;
+        Ok(Some(policy))
     }
 
     /// What `port` of the workload speaks.

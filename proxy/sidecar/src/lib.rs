@@ -17,6 +17,7 @@ pub mod data;
 pub mod discovery;
 pub mod dns;
 pub mod drain;
+pub mod lives;
 pub mod metrics;
 pub mod ready;
 pub mod redirect;

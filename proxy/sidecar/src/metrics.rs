@@ -20,6 +20,7 @@ use std::{
     },
 };
 
+use outrigger_core::bulkhead::Permit;
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -29,7 +30,8 @@ use prometheus_client::{
 use durations::Durations;
 pub use edge::{Bytes, Edge, Outcome};
 use labels::{
-    Capped, ConnectionLabels, EdgeLabels, InfoLabels, OutcomeLabels, PickLabels, RequestLabels, SourceLabels,
+    AccessLabels, Capped, ConnectionLabels, EdgeLabels, InfoLabels, LimitLabels, OutcomeLabels, PickLabels,
+    RequestLabels, ServiceLabels, SourceLabels,
 };
 use summed::{Count, Handle, Summed};
 
@@ -55,6 +57,9 @@ impl Direction {
 /// Counts the picks of an endpoint.
 pub type Picks = Handle<PickLabels, Count>;
 
+/// Counts what became of the failed tries of a service.
+pub type Retries = Handle<ServiceLabels, Count>;
+
 /// Every family of the data path, and the registry that prints them with whatever else was registered.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -71,6 +76,9 @@ pub struct Metrics {
     unmeshed: Capped<SourceLabels, Counter>,
     passthrough: Family<OutcomeLabels, Counter>,
     picks: Summed<PickLabels, Count>,
+    retries: Summed<ServiceLabels, Count>,
+    access: Capped<AccessLabels, Counter>,
+    limited: Capped<LimitLabels, Counter>,
     panics: Counter,
     accept_errors: Counter,
     admitted: Arc<AtomicUsize>,
@@ -106,6 +114,9 @@ impl Metrics {
             unmeshed: Capped::default(),
             passthrough: Family::default(),
             picks: Summed::default(),
+            retries: Summed::default(),
+            access: Capped::default(),
+            limited: Capped::default(),
             panics: Counter::default(),
             accept_errors: Counter::default(),
             admitted: Arc::default(),
@@ -140,6 +151,21 @@ impl Metrics {
             metrics.passthrough.clone(),
         );
         r.register("balancer_picks", "Endpoints chosen", metrics.picks.clone());
+        r.register(
+            "retries",
+            "Failed tries of requests, by whether another one followed, or why not",
+            metrics.retries.clone(),
+        );
+        r.register(
+            "access_decisions",
+            "What access policies refused, or would have decided, by policy and rule",
+            metrics.access.family.clone(),
+        );
+        r.register(
+            "rate_limited",
+            "What limits refused, or would have, by policy and limit",
+            metrics.limited.family.clone(),
+        );
         r.register("panics", "Connections that ended with a panic", metrics.panics.clone());
         r.register("accept_errors", "Connections that could not be accepted", metrics.accept_errors.clone());
         Self { registry: Mutex::new(registry), ..metrics }
@@ -232,6 +258,23 @@ impl Metrics {
         self.picks.handle(Arc::new(labels))
     }
 
+    /// The counter of what became of a service's failed tries, for one worker thread. `outcome` is one of few words.
+    pub fn retries(&self, service: &str, outcome: &'static str) -> Retries {
+        self.retries.handle(Arc::new(ServiceLabels { service: service.to_owned(), outcome }))
+    }
+
+    /// A rule decided, or would have: `denied`, `audited`, `would_allow`, `would_deny`.
+    pub fn access(&self, policy: &str, rule: &str, decision: &'static str) {
+        let labels = AccessLabels { policy: policy.to_owned(), rule: rule.to_owned(), decision };
+        self.access.get(&labels).inc();
+    }
+
+    /// A limit refused, or would have: `refused`, `would_refuse`.
+    pub fn limited(&self, policy: &str, limit: &str, outcome: &'static str) {
+        let labels = LimitLabels { policy: policy.to_owned(), limit: limit.to_owned(), outcome };
+        self.limited.get(&labels).inc();
+    }
+
     /// Counts an accepted connection against a limit that holds for all threads together; `None`: it is reached.
     pub fn admit(&self, limit: usize) -> Option<Admission> {
         let admission = Admission(self.admitted.clone());
@@ -263,18 +306,31 @@ pub struct TlsFacts {
 }
 
 /// Lowers a gauge when it goes.
-pub struct OpenGuard(Gauge);
+pub struct OpenGuard {
+    gauge: Gauge,
+    /// The place that the connection takes among those that a policy allows.
+    permit: Option<Permit>,
+}
 
 impl OpenGuard {
     fn new(gauge: Gauge) -> Self {
         gauge.inc();
-        Self(gauge)
+        Self { gauge, permit: None }
+    }
+
+    /// Keeps a permit as long.
+    #[must_use]
+    pub fn holding(self, permit: Permit) -> Self {
+        // `Self` has a `Drop`, so it cannot be taken apart.
+        let mut guard = self;
+        guard.permit = Some(permit);
+        guard
     }
 }
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.dec();
+        self.gauge.dec();
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Blocker {
     Certificate,
     /// The mesh's ranges.
     Mesh,
+    /// Who may call the own workload.
+    Policy,
     /// The listeners.
     Listeners,
 }
@@ -29,6 +31,7 @@ impl Blocker {
         match self {
             Self::Certificate => "certificate",
             Self::Mesh => "mesh",
+            Self::Policy => "policy",
             Self::Listeners => "listeners",
         }
     }
@@ -46,7 +49,7 @@ struct State {
 
 impl Default for Readiness {
     fn default() -> Self {
-        let missing = [Blocker::Certificate, Blocker::Mesh, Blocker::Listeners].into();
+        let missing = [Blocker::Certificate, Blocker::Mesh, Blocker::Policy, Blocker::Listeners].into();
         Self(Mutex::new(State { missing, beats: Vec::new() }))
     }
 }

@@ -6,7 +6,10 @@ use super::{
     Balancer,
     slot::{TIERS, tier},
 };
-use crate::breaker::circuit::{Circuit, Group, Millis, Standing};
+use crate::{
+    breaker::circuit::{Circuit, Group, Millis, Standing},
+    model::Health,
+};
 
 /// Of a subset, the part that a preference for zones leaves to other zones: they must be there when the own zone fails.
 const OTHER_ZONES: usize = 4;
@@ -36,6 +39,11 @@ pub(super) enum Gathered {
 impl OnPort {
     fn stands(&self, at: usize, now: Millis) -> bool {
         self.circuits[at].as_ref().is_none_or(|circuit| circuit.standing(now) == Standing::Stands)
+    }
+
+    /// Whether it has failed its health checks.
+    fn is_unwell(&self, at: usize) -> bool {
+        self.group.has_unwell() && self.circuits[at].as_ref().is_some_and(|circuit| circuit.is_unwell())
     }
 
     fn is_dead(&self, at: usize) -> bool {
@@ -113,7 +121,7 @@ impl Balancer {
         let mut all_failing = false;
         found.clear();
         for wanted in 0..TIERS {
-            let in_tier = |at: &usize| self.slots[*at].tier(now) == wanted;
+            let in_tier = |at: &usize| self.tier(on_port, *at, now) == wanted;
             let members = || on_port.subset.iter().copied().filter(in_tier);
             let all = || on_port.serving.iter().copied().filter(in_tier);
             // All that there are, and not only those that we use: another one may still work.
@@ -152,6 +160,11 @@ impl Balancer {
         self.last_resort(on_port, now, allowed, found)
     }
 
+    fn tier(&self, on_port: &OnPort, at: usize, now: Instant) -> u8 {
+        let pushed = self.slots[at].tier(now);
+        if on_port.is_unwell(at) { pushed.max(tier(Health::Unhealthy)) } else { pushed }
+    }
+
     /// Those that are ejected, when this request has tried all others.
     fn last_resort(
         &self,
@@ -161,8 +174,8 @@ impl Balancer {
         found: &mut Vec<(usize, u64)>,
     ) -> Gathered {
         let left = || on_port.serving.iter().copied().filter(|at| allowed(*at));
-        let best = left().map(|at| self.slots[at].tier(now)).min();
-        found.extend(left().filter(|at| Some(self.slots[*at].tier(now)) == best).map(|at| (at, 0)));
+        let best = left().map(|at| self.tier(on_port, at, now)).min();
+        found.extend(left().filter(|at| Some(self.tier(on_port, *at, now)) == best).map(|at| (at, 0)));
         if found.is_empty() { Gathered::Nobody } else { Gathered::Candidates }
     }
 

@@ -14,7 +14,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -98,6 +98,8 @@ pub(crate) struct Group {
     places: Padded<AtomicU64>,
     /// Endpoints that would be ejected if there were a place.
     withheld: AtomicU32,
+    /// Endpoints that have failed their health checks.
+    unwell: AtomicU32,
     next_trial: AtomicU64,
     ejections: Arc<Ejections>,
 }
@@ -107,6 +109,8 @@ pub(crate) struct Group {
 pub(crate) struct Circuit {
     pub(crate) address: IpAddr,
     state: AtomicU64,
+    /// It has failed its health checks.
+    unwell: AtomicBool,
     window: Window,
 }
 
@@ -181,6 +185,7 @@ impl Group {
             breaker,
             places: Padded::default(),
             withheld: AtomicU32::new(0),
+            unwell: AtomicU32::new(0),
             next_trial: AtomicU64::new(0),
             ejections,
         }
@@ -194,6 +199,11 @@ impl Group {
     fn places(&self) -> (u64, u64) {
         let word = self.places.0.load(Ordering::SeqCst);
         (word >> 32, word & u64::from(u32::MAX))
+    }
+
+    /// Whether some endpoint has failed its health checks.
+    pub(crate) fn has_unwell(&self) -> bool {
+        self.unwell.load(Ordering::Relaxed) > 0
     }
 
     /// Endpoints that are ejected.
@@ -241,11 +251,27 @@ impl Group {
 
 impl Circuit {
     pub(crate) fn new(address: IpAddr) -> Self {
-        Self { address, state: AtomicU64::new(0), window: Window::default() }
+        Self { address, state: AtomicU64::new(0), unwell: AtomicBool::new(false), window: Window::default() }
     }
 
     fn state(&self) -> State {
         State::unpack(self.state.load(Ordering::Relaxed))
+    }
+
+    /// What health checks say of it.
+    pub(crate) fn checked(&self, group: &Group, well: bool) {
+        if self.unwell.swap(!well, Ordering::Relaxed) == well {
+            if well {
+                group.unwell.fetch_sub(1, Ordering::Relaxed);
+            } else {
+                group.unwell.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether it has failed its health checks.
+    pub(crate) fn is_unwell(&self) -> bool {
+        self.unwell.load(Ordering::Relaxed)
     }
 
     pub(crate) fn standing(&self, now: Millis) -> Standing {
@@ -317,6 +343,7 @@ impl Circuit {
 
     /// The endpoint has left: from now on it is not counted any more.
     pub(crate) fn leave(&self, group: &Group) {
+        self.checked(group, true);
         loop {
             let old = self.state();
             if self.step(group, old, State { kind: Kind::Gone, ..State::default() }) {

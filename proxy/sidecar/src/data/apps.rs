@@ -12,10 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_core::bulkhead::Permit;
+
 use super::{
     Worker,
     exchanges::Key,
     h1::{H1, Side},
+    pool::PoolKey,
     tls::{self, Whom},
     wire::Wire,
 };
@@ -59,7 +62,13 @@ impl Apps {
     }
 
     /// Makes a connection for an exchange, which is told.
-    pub(super) fn connect(worker: &Rc<Worker>, address: SocketAddr, direction: Direction, key: Key) {
+    pub(super) fn connect(
+        worker: &Rc<Worker>,
+        address: SocketAddr,
+        direction: Direction,
+        permit: Option<Permit>,
+        key: Key,
+    ) {
         let worker_of_task = worker.clone();
         worker.spawn(async move {
             let worker = worker_of_task;
@@ -69,20 +78,25 @@ impl Apps {
             };
             let connection = match Box::pin(tls::dial(&worker.ctx, address, whom)).await {
                 Ok(tcp) => {
-                    let open = worker.ctx.metrics.connection(direction, "plain_h1");
+                    let mut open = worker.ctx.metrics.connection(direction, "plain_h1");
+                    if let Some(permit) = permit {
+                        open = open.holding(permit);
+                    }
                     let side = Side::Application { address, _open: open };
                     H1::new(&worker, Wire::plain(tcp, Vec::new()), side)
                 }
                 Err(error) => {
-                    return worker.with(key, |exchange, worker| exchange.connected(worker, key, Err(&error)));
+                    let target = PoolKey::Plain(address);
+                    return worker.with(key, |exchange, worker| {
+                        exchange.connected(worker, key, &target, Err(&error));
+                    });
                 }
             };
             let made = connection.clone();
             worker.spawn(connection.run(worker.clone()));
             let mut wanted = false;
             worker.with(key, |exchange, worker| {
-                wanted = true;
-                exchange.connected_h1(worker, key, made.clone());
+                wanted = exchange.connected_h1(worker, key, address, &made);
             });
             if !wanted {
                 worker.apps.give(address, made);

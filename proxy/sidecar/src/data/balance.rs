@@ -1,26 +1,43 @@
 //! Endpoints for requests and connections: what `outrigger_core::balance` decides, and the bookkeeping around it.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use outrigger_core::{
-    balance::{Balancer, Outcome, Token},
+    balance::{Balancer, Outcome, Pick, Token},
+    bulkhead::{Bulkhead, Permit, Permits},
     key::{Alpn, ConnectionKey},
-    model::Endpoint,
+    live::Live,
+    model::{Endpoint, Service},
     reason::Reason,
+    retry::Retry,
+    route::Backend,
 };
 
 use super::{Worker, reasons::Refusal, tls::ConnectError};
 use crate::{
     discovery::directory::Target,
-    metrics::{Direction, Edge, Picks},
+    metrics::{Direction, Edge, Picks, Retries},
 };
 
 /// Endpoints that one request or connection tries: enough to get past a host that died, few enough to bound the wait.
 pub(crate) const MAX_ATTEMPTS: usize = 3;
 
+/// Services that one connection remembers the way to.
+const MAX_WAYS: usize = 32;
+
 /// What one thread knows of a service, whoever calls it.
 pub(crate) struct Shared {
     balancer: RefCell<Balancer>,
+    /// What all threads know.
+    live: Arc<Live>,
+    retries: RefCell<Vec<(&'static str, Retries)>>,
     /// Where no endpoint was chosen.
     edge: Rc<Edge>,
     /// By the endpoint's name.
@@ -35,8 +52,23 @@ struct Counted {
 }
 
 impl Shared {
-    pub(crate) fn new(balancer: Balancer, edge: Rc<Edge>) -> Self {
-        Self { balancer: balancer.into(), edge, counted: RefCell::default() }
+    pub(crate) fn new(balancer: Balancer, live: Arc<Live>, edge: Rc<Edge>) -> Self {
+        Self {
+            balancer: balancer.into(),
+            live,
+            retries: RefCell::default(),
+            edge,
+            counted: RefCell::default(),
+        }
+    }
+}
+
+impl Shared {
+    /// The ids of the endpoints on a port that this proxy uses.
+    pub(super) fn used(&self, service: &Arc<Service>, port: u16) -> Vec<Arc<str>> {
+        let mut balancer = self.balancer.borrow_mut();
+        balancer.update(service);
+        balancer.used(port)
     }
 }
 
@@ -44,13 +76,34 @@ impl Shared {
 pub(crate) struct Route {
     pub(crate) worker: Rc<Worker>,
     pub(crate) target: Target,
+    /// Where the client's connection comes from.
+    pub(super) source: Option<IpAddr>,
     shared: Rc<Shared>,
+    /// Where its service's routes have led to.
+    ways: RefCell<Vec<Rc<Route>>>,
 }
 
 impl Route {
-    pub(crate) fn new(worker: Rc<Worker>, target: Target) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, target: Target, source: Option<IpAddr>) -> Self {
         let shared = worker.service(target.service.name());
-        Self { worker, target, shared }
+        Self { worker, target, source, shared, ways: RefCell::default() }
+    }
+
+    /// The way to what a rule of the service's routes leads to, where that is known.
+    pub(crate) fn to(&self, backend: &Backend) -> Option<Rc<Self>> {
+        let mut ways = self.ways.borrow_mut();
+        let is_it = |way: &&Rc<Self>| **way.service() == *backend.service && way.target.port == backend.port;
+        if let Some(way) = ways.iter().find(is_it) {
+            return Some(way.clone());
+        }
+        let service = self.worker.ctx.directory.known_service(&backend.service)?;
+        let target = Target { service, port: backend.port, endpoint: None };
+        let way = Rc::new(Self::new(self.worker.clone(), target, self.source));
+        if ways.len() == MAX_WAYS {
+            ways.clear();
+        }
+        ways.push(way.clone());
+        Some(way)
     }
 
     pub(crate) fn service(&self) -> &Arc<str> {
@@ -67,8 +120,68 @@ impl Route {
         self.shared.edge.clone()
     }
 
-    /// Chooses an endpoint that is not among `tried`.
-    pub(crate) fn attempt(self: &Rc<Self>, tried: &[Arc<str>]) -> Result<Attempt, Refusal> {
+    /// A place among the service's requests.
+    pub(crate) fn holds_request(&self) -> Result<Permit, Refusal> {
+        self.bounded(|permits, bulkhead| permits.request(bulkhead), "requests are under way")
+    }
+
+    /// A place among the requests that wait for a connection to the service.
+    pub(crate) fn holds_pending(&self) -> Result<Permit, Refusal> {
+        self.bounded(|permits, bulkhead| permits.pending(bulkhead), "requests wait for a connection")
+    }
+
+    /// A place among the connections to the service.
+    pub(crate) fn holds_connection(&self) -> Result<Permit, Refusal> {
+        self.bounded(|permits, bulkhead| permits.connection(bulkhead), "connections are open")
+    }
+
+    fn bounded(
+        &self,
+        take: impl FnOnce(&Permits, Option<&Bulkhead>) -> Option<Permit>,
+        what: &str,
+    ) -> Result<Permit, Refusal> {
+        let service = self.target.service.load();
+        let bulkhead = service.traffic.as_ref().and_then(|traffic| traffic.bulkhead.as_ref());
+        take(self.shared.live.permits(), bulkhead).ok_or_else(|| {
+            let origin = bulkhead.map_or("", |bulkhead| &bulkhead.origin);
+            let text = format!("as many {what} as {origin} allows for {}", service.name);
+            Refusal::new(Reason::LimitReached, text)
+        })
+    }
+
+    /// The most streams on one connection, where a policy says it.
+    pub(crate) fn most_streams(&self) -> Option<u32> {
+        let service = self.target.service.load();
+        service.traffic.as_ref()?.bulkhead.as_ref()?.streams
+    }
+
+    /// Counts a request that may be tried again: what the budget is a share of.
+    pub(crate) fn counts_request(&self) {
+        self.shared.live.budget().request(Instant::now());
+    }
+
+    /// Whether the budget has room for another try, which it then counts.
+    pub(crate) fn takes_from_budget(&self, retry: &Retry, now: Instant) -> bool {
+        self.shared.live.budget().take(retry, now)
+    }
+
+    /// Counts what became of a failed try.
+    pub(crate) fn counts_retry(&self, outcome: &'static str) {
+        let mut retries = self.shared.retries.borrow_mut();
+        if let Some((_, known)) = retries.iter().find(|(known, _)| *known == outcome) {
+            return known.inc();
+        }
+        let handle = self.worker.ctx.metrics.retries(self.service(), outcome);
+        handle.inc();
+        retries.push((outcome, handle));
+    }
+
+    /// Chooses an endpoint that is not among `tried`; `hash` is what a balancer that hashes goes by.
+    pub(crate) fn attempt(
+        self: &Rc<Self>,
+        tried: &[Arc<str>],
+        hash: impl FnOnce() -> Option<u64>,
+    ) -> Result<Attempt, Refusal> {
         let service = self.target.service.load();
         let port = self.target.port;
         let mut attempt = None;
@@ -80,10 +193,17 @@ impl Route {
         } else {
             let mut balancer = self.shared.balancer.borrow_mut();
             balancer.update(&service);
-            let picked = balancer.pick(port, Instant::now(), &mut self.worker.rng.borrow_mut(), tried);
-            if let Some(picked) = picked {
-                let token = balancer.start(&picked);
-                attempt = Some(Attempt::new(self, picked.endpoint, picked.address, Some(token)));
+            let rng = &mut self.worker.rng.borrow_mut();
+            match balancer.pick(port, Instant::now(), rng, tried, hash()) {
+                Pick::Endpoint(picked) => {
+                    let token = balancer.start(&picked);
+                    attempt = Some(Attempt::new(self, picked.endpoint, picked.address, Some(token)));
+                }
+                Pick::AllFailing => {
+                    let text = format!("all endpoints of {} have failed just now", service.name);
+                    return Err(Refusal::new(Reason::EndpointsFailing, text));
+                }
+                Pick::NoEndpoints => {}
             }
         }
         let attempt = attempt.ok_or_else(|| {
@@ -135,10 +255,25 @@ impl Attempt {
         Self { shared, endpoint, address, edge, token, begun: Instant::now(), outcome: None }
     }
 
-    /// The head of a response came, or the connection for bytes stands.
+    /// The head of a response came, or the connection for bytes stands. What says more comes earlier and stands, unless it is
+    /// that the rest has failed.
     pub(crate) fn answered(&mut self, well: bool) {
         let rtt = self.begun.elapsed();
-        self.outcome = Some(if well { Outcome::Success { rtt } } else { Outcome::Failure });
+        if !well {
+            self.outcome = Some(Outcome::Error);
+        } else if self.outcome.is_none() {
+            self.outcome = Some(Outcome::Success { rtt });
+        }
+    }
+
+    /// There was no answer, or not all of it.
+    pub(crate) fn failed(&mut self) {
+        self.outcome = Some(Outcome::Failure);
+    }
+
+    /// The answer was one of the mesh's own, which says nothing of the endpoint.
+    pub(crate) fn answered_by_policy(&mut self) {
+        self.outcome = Some(Outcome::Abandoned { waited: Duration::ZERO });
     }
 
     pub(crate) fn connected(&self) {

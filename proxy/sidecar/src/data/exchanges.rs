@@ -4,7 +4,7 @@
 //! nothing is borrowed twice, and a panic while it acts ends it and nobody else. Boxes are used again: a request costs
 //! no allocation once a thread is warm.
 
-use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
+use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc, time::Instant};
 
 use super::{Worker, buffers, exchange::Exchange};
 
@@ -75,6 +75,28 @@ impl Exchanges {
             .collect()
     }
 
+    /// Keys of those that want to be woken by `now`; `later` is told when the others do.
+    pub(crate) fn due(&self, now: Instant, mut later: impl FnMut(Instant)) -> Vec<Key> {
+        let places = self.places.borrow();
+        let mut due = Vec::new();
+        for (at, place) in places.iter().enumerate() {
+            match place.exchange.as_ref().and_then(|exchange| exchange.wants_waking()) {
+                Some(when) if when <= now => due.push(Key::new(at, place.generation)),
+                Some(when) => later(when),
+                None => {}
+            }
+        }
+        due
+    }
+
+    /// Whether the exchange is under way.
+    pub(crate) fn lives(&self, key: Key) -> bool {
+        let places = self.places.borrow();
+        places
+            .get(key.at())
+            .is_some_and(|place| place.generation == key.generation() && place.exchange.is_some())
+    }
+
     fn take(&self, key: Key) -> Option<Box<Exchange>> {
         let mut places = self.places.borrow_mut();
         let place = places.get_mut(key.at()).filter(|place| place.generation == key.generation())?;
@@ -121,6 +143,11 @@ impl Worker {
         key
     }
 
+    /// Ends an exchange without a client, if it still lives, when the guard is dropped.
+    pub(super) fn ends_with(self: &Rc<Self>, key: Key) -> Ends {
+        Ends { worker: self.clone(), key }
+    }
+
     /// Lets an exchange act, if it still lives.
     pub(super) fn with(self: &Rc<Self>, key: Key, act: impl FnOnce(&mut Exchange, &Rc<Self>)) {
         if let Some(exchange) = self.exchanges.take(key) {
@@ -151,5 +178,17 @@ impl Worker {
         if spares.len() < SPARES && exchange.is_small() {
             spares.push(exchange);
         }
+    }
+}
+
+/// See [`Worker::ends_with`].
+pub(super) struct Ends {
+    worker: Rc<Worker>,
+    key: Key,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.worker.with(self.key, |exchange, worker| exchange.end(worker));
     }
 }

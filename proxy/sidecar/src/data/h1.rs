@@ -430,6 +430,11 @@ impl H1 {
         self.drop_now();
     }
 
+    /// Tells this exchange from now on.
+    pub(super) fn belongs_to(&self, key: Key) {
+        self.key.set(Some(key));
+    }
+
     /// The exchange takes bytes again.
     pub(super) fn resume(&self) {
         if self.paused.replace(false) {

@@ -446,6 +446,11 @@ impl H2 {
         }
     }
 
+    /// Tells this exchange of the stream from now on.
+    pub(super) fn belongs_to(&self, id: StreamId, key: Key) {
+        self.codec.borrow_mut().attach(id, key.to_bits());
+    }
+
     pub(super) fn release(&self, worker: &Worker, id: StreamId, bytes: usize) {
         let mut out = self.wire.out();
         let before = out.len();

@@ -6,7 +6,7 @@
 //! when the client has been silent for a while.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,14 +20,12 @@ use outrigger_core::{
     reason::Reason,
     speaks_first::{self, EARLY_CONNECT_AFTER, Plan, plan},
 };
-use outrigger_http::head::RequestHead;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Next, Worker,
     detect::{First, first_bytes, read_more, silent_for_too_long},
     outbound::http_version,
-    reasons::Refusal,
     relay::Relay,
     serve::{Handler, Validity, Version, refuse, serve},
     tls::{self, Hello, Secured, Sniffer, Whom},
@@ -44,6 +42,8 @@ pub(crate) struct Entry {
     destination: SocketAddr,
     /// The port that peers dial.
     port: u16,
+    /// Where the connection comes from.
+    source: IpAddr,
     /// Proved by mutual TLS.
     peer: Option<SpiffeId>,
     edge: Rc<Edge>,
@@ -74,7 +74,7 @@ fn reset(stream: &TcpStream) -> Next {
 }
 
 async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAddr, port: u16) -> Next {
-    let Ok(source) = stream.peer_addr() else { return Next::Done };
+    let Ok(source) = stream.peer_addr().map(|source| source.ip()) else { return Next::Done };
     let (mode, hint) = {
         let policy = worker.ctx.inbound.load();
         let hint = match policy.protocol(port) {
@@ -100,9 +100,13 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
             _ = read_more(&mut application, &mut greeting) => {
                 worker.ctx.metrics.detected(Direction::Inbound, "server_first");
                 worker.inbound_memory.borrow_mut().record(port, speaks_first::First::Server, Instant::now());
-                worker.ctx.metrics.unmeshed(source.ip(), port, "passed");
-                let entry = Entry::new(&worker, destination, port, None);
-                return entry.join(Wire::plain(stream, buffer), application, greeting);
+                worker.ctx.metrics.unmeshed(source, port, "passed");
+                let entry = Entry::new(&worker, destination, port, source, None);
+                let wire = Wire::plain(stream, buffer);
+                return match entry.admit_bytes(&worker) {
+                    Ok(()) => entry.join(wire, application, greeting),
+                    Err(refusal) => refuse(&worker, wire, None, refusal, Direction::Inbound),
+                };
             }
             () = silent_for_too_long(&worker.ctx.config.timeouts) => return Next::Done,
         }
@@ -113,24 +117,37 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
         worker.inbound_memory.borrow_mut().record(port, speaks_first::First::Client, Instant::now());
     }
     if first == First::Bytes(Detection::Tls) && is_sidecar(&worker, &mut stream, &mut buffer).await {
-        return meshed(worker, stream, buffer, destination, port, early).await;
+        return meshed(worker, (stream, buffer), destination, port, source, early).await;
     }
+    told(&worker).await;
     let wire = Wire::plain(stream, buffer);
-    let version = http_version(first);
-    if mode == Mtls::Strict {
-        worker.ctx.metrics.unmeshed(source.ip(), port, "refused");
-        let text = format!("port {port} takes mutual TLS only; {} sent none", source.ip().to_canonical());
-        let refusal = Refusal::new(Reason::PlaintextRefused, text);
-        return refuse(&worker, wire, version, refusal, Direction::Inbound);
+    let version = http_version(first).filter(|_| hint != Protocol::Tcp);
+    let entry = Entry::new(&worker, destination, port, source, None);
+    if worker.ctx.inbound.load().mode == Mtls::Strict && !entry.may_be_probe(&worker) {
+        worker.ctx.metrics.unmeshed(source, port, "refused");
+        return refuse(&worker, wire, http_version(first), entry.plaintext_refused(), Direction::Inbound);
     }
-    worker.ctx.metrics.unmeshed(source.ip(), port, "passed");
-    let entry = Entry::new(&worker, destination, port, None);
-    match version {
-        Some(version) if hint != Protocol::Tcp => {
-            serve(&worker, wire, version, Handler::Inbound(Rc::new(entry)), None)
-        }
-        _ => entry.bytes(&worker, wire, early).await,
+    worker.ctx.metrics.unmeshed(source, port, "passed");
+    let open = match entry.admit_connection(&worker) {
+        Ok(open) => open,
+        Err(refusal) => return refuse(&worker, wire, http_version(first), refusal, Direction::Inbound),
+    };
+    let next = match version {
+        Some(version) => serve(&worker, wire, version, Handler::Inbound(Rc::new(entry)), None),
+        None => entry.bytes(&worker, wire, early).await,
+    };
+    next.guarded(Vec::new(), open)
+}
+
+/// Waits for the controller's first word of who may call, as long as an unknown destination is waited for. Whoever
+/// comes before it is refused when it is judged.
+async fn told(worker: &Worker) {
+    if worker.ctx.inbound.load().is_told {
+        return;
     }
+    let mut changes = worker.ctx.inbound.changes();
+    let is_told = changes.wait_for(|_| worker.ctx.inbound.load().is_told);
+    let _ = timeout(worker.ctx.config.timeouts.discovery.get(), is_told).await;
 }
 
 /// How long a client may be silent before its port's server is connected to in `Permissive`; `None`: for ever.
@@ -167,10 +184,10 @@ async fn is_sidecar(worker: &Worker, stream: &mut TcpStream, buffer: &mut Vec<u8
 /// A connection from a peer's sidecar.
 async fn meshed(
     worker: Rc<Worker>,
-    stream: TcpStream,
-    buffer: Vec<u8>,
+    (stream, buffer): (TcpStream, Vec<u8>),
     destination: SocketAddr,
     port: u16,
+    source: IpAddr,
     early: Option<TcpStream>,
 ) -> Next {
     let secured = match tls::accept(&worker, stream, buffer).await {
@@ -181,24 +198,26 @@ async fn meshed(
         }
     };
     let Secured { wire, alpn, peer, facts, move_at, epoch } = secured;
-    let entry = Entry::new(&worker, destination, port, Some(peer));
+    told(&worker).await;
+    let entry = Entry::new(&worker, destination, port, source, Some(peer));
     let metrics = &worker.ctx.metrics;
     let info = metrics.mesh_connection(Direction::Inbound, &service_label(port), &facts);
+    let open = match entry.admit_connection(&worker) {
+        Ok(open) => open,
+        Err(refusal) => {
+            let version = Some(Version::Http2).filter(|_| alpn == Alpn::H2);
+            return refuse(&worker, wire, version, refusal, Direction::Inbound);
+        }
+    };
     let (kind, next) = match alpn {
         Alpn::H2 => {
             let validity = Some(Validity { move_at, epoch });
             let handler = Handler::Inbound(Rc::new(entry));
             ("mesh_h2", serve(&worker, wire, Version::Http2, handler, validity))
         }
-        Alpn::Tcp => {
-            let next = match entry.authorize(None) {
-                Ok(()) => entry.bytes(&worker, wire, early).await,
-                Err(refusal) => refuse(&worker, wire, None, refusal, Direction::Inbound),
-            };
-            ("mesh_tcp", next)
-        }
+        Alpn::Tcp => ("mesh_tcp", entry.bytes(&worker, wire, early).await),
     };
-    next.guarded(vec![info, metrics.connection(Direction::Inbound, kind)])
+    next.guarded(vec![info, metrics.connection(Direction::Inbound, kind)], open)
 }
 
 fn service_label(port: u16) -> String {
@@ -206,15 +225,31 @@ fn service_label(port: u16) -> String {
 }
 
 impl Entry {
-    fn new(worker: &Rc<Worker>, destination: SocketAddr, port: u16, peer: Option<SpiffeId>) -> Self {
+    fn new(
+        worker: &Rc<Worker>,
+        destination: SocketAddr,
+        port: u16,
+        source: IpAddr,
+        peer: Option<SpiffeId>,
+    ) -> Self {
         let caller: Option<Arc<str>> = peer.as_ref().map(|peer| peer.as_str().into());
         let edge = worker.edge(Direction::Inbound, &service_label(port).into(), caller.as_ref());
-        Self { destination, port, peer, edge }
+        Self { destination, port, source, peer, edge }
     }
 
     /// The application's own address.
     pub(super) fn destination(&self) -> SocketAddr {
         self.destination
+    }
+
+    /// The workload's port that policies speak of.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where the connection comes from.
+    pub(super) fn source(&self) -> IpAddr {
+        self.source
     }
 
     /// Who calls, proved by mutual TLS.
@@ -226,16 +261,11 @@ impl Entry {
         &self.edge
     }
 
-    /// The one place where inbound traffic is allowed or not: a request, or (`None`) a connection for bytes. Without
-    /// policies everything is allowed; a mode that takes mutual TLS only has been applied before.
-    #[expect(clippy::unnecessary_wraps, reason = "policies will refuse")]
-    pub(super) fn authorize(&self, request: Option<&RequestHead>) -> Result<(), Refusal> {
-        tracing::trace!(peer = ?self.peer, port = self.port, ?request, "allowed");
-        Ok(())
-    }
-
-    /// Bytes to the application.
-    async fn bytes(self, worker: &Worker, wire: Wire, early: Option<TcpStream>) -> Next {
+    /// Bytes to the application, if they may come in.
+    async fn bytes(self, worker: &Rc<Worker>, wire: Wire, early: Option<TcpStream>) -> Next {
+        if let Err(refusal) = self.admit_bytes(worker) {
+            return refuse(worker, wire, None, refusal, Direction::Inbound);
+        }
         let application = match early {
             Some(application) => Ok(application),
             None => tls::dial(&worker.ctx, self.destination, Whom::Application).await,
@@ -253,6 +283,6 @@ impl Entry {
 
     fn join(self, wire: Wire, application: TcpStream, greeting: Vec<u8>) -> Next {
         let application = Wire::plain(application, Vec::new());
-        Next::Relay(Relay::new(wire, application, Direction::Inbound, Some(self.edge), Vec::new()), greeting)
+        Next::Relay(Relay::inbound(wire, application, self), greeting)
     }
 }

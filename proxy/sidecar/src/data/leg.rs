@@ -64,6 +64,14 @@ impl Leg {
         }
     }
 
+    /// Has another exchange told of what comes from here.
+    pub(super) fn belongs_to(&self, key: Key) {
+        match self {
+            Self::H1(connection) => connection.belongs_to(key),
+            Self::H2(connection, id) => connection.belongs_to(*id, key),
+        }
+    }
+
     /// Says that more may come, where nothing else does.
     pub(super) fn resume(&self) {
         if let Self::H1(connection) = self {

@@ -10,7 +10,9 @@
 //! Everything on a thread is in [`Worker`], in `Rc` and cells. Each connection is a task, requests are not; a panic
 //! ends the exchange or the connection that it is in, only.
 
+mod alarm;
 mod apps;
+mod authorize;
 mod balance;
 mod buffers;
 mod carry;
@@ -19,6 +21,7 @@ mod exchange;
 mod exchanges;
 mod h1;
 mod h2;
+mod health;
 mod inbound;
 mod leg;
 mod message;
@@ -30,6 +33,7 @@ mod serve;
 mod session;
 mod tls;
 mod turn;
+mod view;
 mod wire;
 
 use std::{
@@ -54,6 +58,7 @@ use tokio::{
 };
 
 use self::{
+    alarm::Alarm,
     apps::Apps,
     balance::Shared,
     exchanges::{Exchanges, Key},
@@ -100,6 +105,7 @@ pub(crate) struct Worker {
     pub(crate) inbound_memory: RefCell<Memory<u16>>,
     pub(crate) exchanges: Exchanges,
     pub(crate) turn: Turn,
+    pub(crate) alarm: Alarm,
     /// Admits handshakes.
     pub(crate) gate: Gate,
     /// Heads that HTTP/2 connections read into.
@@ -163,6 +169,8 @@ pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
     }
     let chores = worker.clone().chores();
     let turns = worker.clone().turns();
+    let alarms = worker.clone().alarms();
+    let health = worker.clone().health_checks();
     let over = async {
         worker.ctx.drain.reached(Phase::Outbound).await;
         tokio::select! {
@@ -177,6 +185,8 @@ pub async fn run(ctx: Arc<Context>, listeners: Listeners) {
     tokio::select! {
         () = chores => {}
         () = turns => {}
+        () = alarms => {}
+        () = health => {}
         () = over => {}
     }
 }
@@ -193,6 +203,7 @@ impl Worker {
             inbound_memory: RefCell::default(),
             exchanges: Exchanges::default(),
             turn: Turn::default(),
+            alarm: Alarm::default(),
             gate: Gate::default(),
             heads: RefCell::default(),
             spare_request: RefCell::default(),
@@ -295,6 +306,7 @@ impl Worker {
     /// What has to be done now and then, for ever.
     async fn chores(self: Rc<Self>) {
         let pace = self.pace();
+        let mut policies = self.ctx.inbound.changes();
         let mut phase = Phase::Serving;
         let mut second = Instant::now();
         loop {
@@ -326,6 +338,8 @@ impl Worker {
             };
             tokio::select! {
                 () = sleep(pace) => {}
+                // What is under way is judged by the new one at once.
+                _ = policies.changed() => {}
                 () = self.ctx.drain.reached(next), if phase < Phase::Now => phase = self.ctx.drain.phase(),
             }
         }
@@ -433,8 +447,10 @@ impl Worker {
         let service = services.entry(name.clone()).or_insert_with(|| {
             let own = self.identity().0.unwrap_or_default();
             let most = self.ctx.config.limits.endpoints_per_service.into();
-            let balancer = Balancer::new(&format!("{own} {}", host_name()), most);
-            Rc::new(Shared::new(balancer, self.edge(Direction::Outbound, name, None)))
+            let live = self.ctx.lives.of(name);
+            let balancer = Balancer::new(&format!("{own} {}", host_name()), most, live.clone())
+                .in_zone(self.ctx.config.zone.as_str().into());
+            Rc::new(Shared::new(balancer, live, self.edge(Direction::Outbound, name, None)))
         });
         service.clone()
     }

@@ -12,13 +12,14 @@ use std::{
 };
 
 use outrigger_core::{
+    bulkhead::Permit,
     detect::Detection,
     key::Alpn,
     reason::Reason,
     resolve::{Knowledge, Resolution, resolve},
     speaks_first::{self, Plan, plan},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Next, Worker,
@@ -37,6 +38,9 @@ use crate::{
 
 /// How long a client that is to be refused may take to show whether it can read an HTTP response.
 const REFUSAL_WAIT: Duration = Duration::from_millis(250);
+
+/// How soon a sidecar says that its application takes no connection.
+const KEPT_FOR: Duration = Duration::from_millis(50);
 
 /// A redirected connection.
 pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) -> Next {
@@ -122,7 +126,8 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
     let hint = worker.ctx.config.protocol(port).unwrap_or_else(|| target.service.load().protocol(port));
     let destination = (target.service.name().clone(), port);
     let memory = worker.outbound_memory.borrow().recall(&destination, Instant::now());
-    let route = Rc::new(Route::new(worker.clone(), target));
+    let source = stream.peer_addr().ok().map(|source| source.ip());
+    let route = Rc::new(Route::new(worker.clone(), target, source));
     let mut buffer = Vec::new();
     let version = match plan(hint, memory, port) {
         Plan::Opaque => None,
@@ -212,12 +217,23 @@ struct Upstream {
     open: Vec<OpenGuard>,
 }
 
+/// Whether an endpoint takes a connection, and keeps it for a moment: of one beside a sidecar the sidecar takes it first, and ends it
+/// if the application does not.
+pub(super) async fn reaches(route: &Rc<Route>) -> bool {
+    let Ok(upstream) = connect(route).await else { return false };
+    match timeout(KEPT_FOR, upstream.wire.read()).await {
+        Ok(read) => read.is_ok_and(|bytes| !bytes.is_empty()),
+        Err(_) => true,
+    }
+}
+
 /// Connects to an endpoint for bytes. Nothing is sent, so another may be tried.
 async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
     let mut tried = Vec::new();
     loop {
-        let mut attempt = route.attempt(&tried)?;
-        match open(route, &attempt).await {
+        let mut attempt = route.attempt(&tried, || None)?;
+        let permit = route.holds_connection()?;
+        match open(route, &attempt, permit).await {
             Ok(upstream) => {
                 attempt.answered(true);
                 return Ok(upstream);
@@ -236,19 +252,19 @@ async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
     }
 }
 
-async fn open(route: &Route, attempt: &Attempt) -> Result<Upstream, ConnectError> {
+async fn open(route: &Route, attempt: &Attempt, permit: Permit) -> Result<Upstream, ConnectError> {
     let worker = &route.worker;
     let metrics = &worker.ctx.metrics;
     let edge = Some(attempt.edge.clone());
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
         let stream = tls::dial(&worker.ctx, attempt.address, Whom::Outside).await?;
-        let open = metrics.connection(Direction::Outbound, "plain_tcp");
+        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(permit);
         return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), edge, open: vec![open] });
     };
     let secured = tls::connect(worker, &key).await.inspect_err(|error| {
         metrics.handshake_failed(Direction::Outbound, error.reason.code());
     })?;
-    let open = metrics.connection(Direction::Outbound, "mesh_tcp");
+    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(permit);
     let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
     Ok(Upstream { wire: secured.wire, edge, open: vec![open, info] })
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use outrigger_core::{key::ConnectionKey, reason::Reason};
+use outrigger_core::{bulkhead::Permit, key::ConnectionKey, reason::Reason};
 use tokio::task::spawn_local;
 
 use super::{
@@ -98,7 +98,9 @@ impl Pool {
         waits: Key,
         route: Option<&Rc<Route>>,
     ) -> Found {
-        let most = worker.ctx.config.limits.streams_per_connection as usize;
+        let most = worker.ctx.config.limits.streams_per_connection;
+        let most =
+            route.and_then(|route| route.most_streams()).map_or(most, |bound| most.min(bound)) as usize;
         let mut slots = self.slots.borrow_mut();
         if let Some(slot) = slots.get_mut(key) {
             if std::mem::take(&mut slot.peer_left) && route.is_some() {
@@ -119,9 +121,13 @@ impl Pool {
                 let text = format!("all streams of {MAX_CONNECTIONS} connections to the endpoint are in use");
                 return Found::Nothing(ConnectError::new(Reason::Overloaded, text));
             }
+            let permit = match route.map(|route| route.holds_connection()).transpose() {
+                Ok(permit) => permit,
+                Err(refusal) => return Found::Nothing(ConnectError::new(refusal.reason, refusal.text)),
+            };
             slot.connecting = true;
             let service = route.map_or("", |route| route.service()).to_owned();
-            spawn_local(connecting(worker.clone(), key.clone(), service));
+            spawn_local(connecting(worker.clone(), key.clone(), service, permit));
         }
         slot.waiting.push(waits);
         Found::Connecting
@@ -134,10 +140,10 @@ impl Pool {
     }
 
     /// The SETTINGS of a connection have come.
-    pub(super) fn settled(&self, worker: &Rc<Worker>, key: &PoolKey) {
-        let waiting = self.slots.borrow_mut().get_mut(key).map(|slot| std::mem::take(&mut slot.unsettled));
+    pub(super) fn settled(&self, worker: &Rc<Worker>, target: &PoolKey) {
+        let waiting = self.slots.borrow_mut().get_mut(target).map(|slot| std::mem::take(&mut slot.unsettled));
         for (key, _) in waiting.into_iter().flatten() {
-            worker.with(key, |exchange, worker| exchange.connected(worker, key, Ok(())));
+            worker.with(key, |exchange, worker| exchange.connected(worker, key, target, Ok(())));
         }
     }
 
@@ -149,20 +155,20 @@ impl Pool {
     }
 
     /// A connection has gone. Those that wait for its SETTINGS begin anew.
-    pub(super) fn ended(&self, worker: &Rc<Worker>, key: &PoolKey, connection: &Rc<H2>) {
+    pub(super) fn ended(&self, worker: &Rc<Worker>, target: &PoolKey, connection: &Rc<H2>) {
         let mut slots = self.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(key) else { return };
+        let Some(slot) = slots.get_mut(target) else { return };
         slot.connections.retain(|other| !Rc::ptr_eq(other, connection));
         let mut waiting = Vec::new();
         if !slot.connections.iter().any(|connection| connection.is_unsettled()) {
             waiting = std::mem::take(&mut slot.unsettled);
         }
         if slot.is_empty() && !slot.peer_left {
-            slots.remove(key);
+            slots.remove(target);
         }
         drop(slots);
         for (key, _) in waiting {
-            worker.with(key, |exchange, worker| exchange.connected(worker, key, Ok(())));
+            worker.with(key, |exchange, worker| exchange.connected(worker, key, target, Ok(())));
         }
     }
 
@@ -171,8 +177,8 @@ impl Pool {
         let wall = SystemTime::now();
         let (own, epoch) = worker.identity();
         let mut late = Vec::new();
-        self.slots.borrow_mut().retain(|key, slot| {
-            let current = match key {
+        self.slots.borrow_mut().retain(|target, slot| {
+            let current = match target {
                 PoolKey::Mesh(key) => key.trust_epoch == epoch && Some(&key.own_identity) == own.as_ref(),
                 PoolKey::Plain(_) => true,
             };
@@ -187,30 +193,30 @@ impl Pool {
             slot.unsettled.retain(|(key, until)| {
                 let waits = now < *until;
                 if !waits {
-                    late.push(*key);
+                    late.push((*key, target.clone()));
                 }
                 waits
             });
             !slot.is_empty()
         });
-        for key in late {
+        for (key, target) in late {
             let error = ConnectError::new(Reason::UpstreamReset, "the endpoint sent no SETTINGS");
-            worker.with(key, |exchange, worker| exchange.connected(worker, key, Err(&error)));
+            worker.with(key, |exchange, worker| exchange.connected(worker, key, &target, Err(&error)));
         }
     }
 }
 
 /// Makes a connection and tells those who wait for it.
-async fn connecting(worker: Rc<Worker>, key: PoolKey, service: String) {
+async fn connecting(worker: Rc<Worker>, target: PoolKey, service: String, permit: Option<Permit>) {
     // A panic in here must not leave the key without a way to connect again.
-    let result = AssertUnwindSafe(Box::pin(connect(&worker, &key, &service))).catch_unwind().await;
+    let result = AssertUnwindSafe(Box::pin(connect(&worker, &target, &service, permit))).catch_unwind().await;
     let result = result.unwrap_or_else(|_| {
         worker.ctx.metrics.panicked();
         Err(ConnectError::new(Reason::ConnectFailed, "internal error"))
     });
     let waiting = {
         let mut slots = worker.pool.slots.borrow_mut();
-        let slot = slots.entry(key).or_default();
+        let slot = slots.entry(target.clone()).or_default();
         slot.connecting = false;
         if let Ok(connection) = &result {
             slot.connections.push(connection.clone());
@@ -226,11 +232,16 @@ async fn connecting(worker: Rc<Worker>, key: PoolKey, service: String) {
     };
     for key in waiting {
         let outcome = error.as_ref().map_or(Ok(()), Err);
-        worker.with(key, |exchange, worker| exchange.connected(worker, key, outcome));
+        worker.with(key, |exchange, worker| exchange.connected(worker, key, &target, outcome));
     }
 }
 
-async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Rc<H2>, ConnectError> {
+async fn connect(
+    worker: &Rc<Worker>,
+    key: &PoolKey,
+    service: &str,
+    permit: Option<Permit>,
+) -> Result<Rc<H2>, ConnectError> {
     let metrics = &worker.ctx.metrics;
     let (wire, move_at, info) = match key {
         PoolKey::Mesh(key) => {
@@ -245,6 +256,9 @@ async fn connect(worker: &Rc<Worker>, key: &PoolKey, service: &str) -> Result<Rc
         }
     };
     let kind = if info.is_some() { "mesh_h2" } else { "plain_h2" };
-    let open = Some(metrics.connection(Direction::Outbound, kind));
-    Ok(H2::client(worker, wire, key.clone(), move_at, [open, info]))
+    let mut open = metrics.connection(Direction::Outbound, kind);
+    if let Some(permit) = permit {
+        open = open.holding(permit);
+    }
+    Ok(H2::client(worker, wire, key.clone(), move_at, [Some(open), info]))
 }

@@ -3,6 +3,7 @@
 
 use outrigger_core::{
     headers::reason_value,
+    limit::Refused,
     reason::{REASON_HEADER, Reason},
 };
 use outrigger_http::{
@@ -21,16 +22,30 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
     /// Set where a reset is what the other side said: an HTTP/2 caller gets it as it came, no answer in its stead.
     pub(crate) reset: Option<Code>,
+    /// Where a policy says with which status it is refused: for HTTP, and for gRPC.
+    status: (Option<u16>, Option<u8>),
+    /// The limit that refused it, which says when to come back.
+    limited: Option<Box<Refused>>,
 }
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, text: text.into(), reset: None }
+        Self { reason, text: text.into(), reset: None, status: (None, None), limited: None }
     }
 
     /// Passes a reset on.
     pub(crate) fn resetting(self, reset: Option<Code>) -> Self {
         Self { reset, ..self }
+    }
+
+    /// Refuses with these statuses, where they are given.
+    pub(crate) fn saying(self, http: Option<u16>, grpc: Option<u8>) -> Self {
+        Self { status: (http, grpc), ..self }
+    }
+
+    /// Tells when to come back.
+    pub(crate) fn limited(self, limited: Refused) -> Self {
+        Self { limited: Some(Box::new(limited)), ..self }
     }
 
     /// The head of the response to a request, and its body. `grpc`: its caller speaks gRPC.
@@ -40,12 +55,19 @@ impl Refusal {
         let text = if grpc { self.grpc(head) } else { self.http(head) };
         let reason = reason_value(COMPONENT, self.reason, &self.text);
         head.fields.push(REASON_HEADER.as_bytes(), reason.as_bytes());
+        if let Some(limited) = &self.limited {
+            head.fields.push(b"retry-after", limited.retry_after_seconds().to_string().as_bytes());
+            if let (Some(policy), Some(left)) = (limited.rate_limit_policy(), limited.rate_limit()) {
+                head.fields.push(b"ratelimit-policy", policy.as_bytes());
+                head.fields.push(b"ratelimit", left.as_bytes());
+            }
+        }
         text
     }
 
     fn http(&self, head: &mut ResponseHead) -> String {
         let text = format!("outrigger: {}: {}\n", self.reason, printable(&self.text));
-        head.status = self.reason.http_status();
+        head.status = self.status.0.unwrap_or_else(|| self.reason.http_status());
         head.fields.push(b"content-type", b"text/plain; charset=utf-8");
         head.fields.push(b"content-length", text.len().to_string().as_bytes());
         text
@@ -54,7 +76,10 @@ impl Refusal {
     fn grpc(&self, head: &mut ResponseHead) -> String {
         head.status = 200;
         head.fields.push(b"content-type", b"application/grpc");
-        head.fields.push(b"grpc-status", self.reason.grpc_status().to_string().as_bytes());
+        head.fields.push(
+            b"grpc-status",
+            self.status.1.unwrap_or_else(|| self.reason.grpc_status()).to_string().as_bytes(),
+        );
         let message = grpc_message(&format!("{}: {}", self.reason, self.text));
         head.fields.push(b"grpc-message", message.as_bytes());
         String::new()

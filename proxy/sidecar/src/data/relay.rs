@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Worker, serve::Connection, wire::Wire};
+use super::{Worker, inbound::Entry, serve::Connection, wire::Wire};
 use crate::{
     drain::Side,
     metrics::{Direction, Edge, OpenGuard},
@@ -36,6 +36,8 @@ pub(crate) struct Relay {
     pub(crate) direction: Direction,
     /// What is counted.
     pub(crate) edge: Option<Rc<Edge>>,
+    /// Inbound: who was let in.
+    entry: Option<Entry>,
     /// What counts the two connections.
     _open: Vec<OpenGuard>,
     state: State,
@@ -46,6 +48,9 @@ struct State {
     /// When a byte went last.
     moved: Cell<Option<Instant>>,
     expired: Cell<bool>,
+    /// The policy by which it was judged last, and whether it may go on.
+    judged: Cell<u64>,
+    refused: Cell<bool>,
     forth: Half,
     back: Half,
 }
@@ -63,7 +68,7 @@ struct Half {
 enum Ended {
     /// Both directions ended in order.
     Closed,
-    /// One side failed.
+    /// One side failed, or a policy refuses it now.
     Broken,
     /// No byte went either way for the idle time-out.
     Idle,
@@ -77,7 +82,14 @@ impl Relay {
         edge: Option<Rc<Edge>>,
         open: Vec<OpenGuard>,
     ) -> Rc<Self> {
-        Rc::new(Self { client, server, direction, edge, _open: open, state: State::default() })
+        Rc::new(Self { client, server, direction, edge, entry: None, _open: open, state: State::default() })
+    }
+
+    /// From a caller to the own workload.
+    pub(crate) fn inbound(client: Wire, server: Wire, entry: Entry) -> Rc<Self> {
+        let edge = Some(entry.edge().clone());
+        let (direction, state) = (Direction::Inbound, State::default());
+        Rc::new(Self { client, server, direction, edge, entry: Some(entry), _open: Vec::new(), state })
     }
 
     /// Relays to the end. `greeting` was read from the server.
@@ -118,6 +130,9 @@ impl Relay {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ended::Closed),
             _ => {}
         }
+        if self.state.refused.get() {
+            return Poll::Ready(Ended::Broken);
+        }
         if self.total() != before {
             self.state.moved.set(Some(Instant::now()));
         } else if self.state.expired.get() {
@@ -130,8 +145,20 @@ impl Relay {
         self.state.forth.total.get() + self.state.back.total.get()
     }
 
-    /// Ends it if nothing has passed for too long. Called now and then.
+    /// Ends it if nothing has passed for too long, or if a new policy refuses it. Called now and then.
     pub(super) fn sweep(&self, worker: &Worker, now: Instant) {
+        if let Some(entry) = &self.entry
+            && self.state.judged.get() != worker.ctx.inbound.load().epoch
+        {
+            match entry.still_admits(worker, None) {
+                Ok(epoch) => self.state.judged.set(epoch),
+                Err(refusal) => {
+                    worker.ctx.metrics.refused(Direction::Inbound, refusal.reason.code());
+                    self.state.refused.set(true);
+                    self.client.wake();
+                }
+            }
+        }
         if let (Some(limit), Some(moved)) =
             (worker.ctx.config.timeouts.idle.enabled(), self.state.moved.get())
             && now.saturating_duration_since(moved) >= limit

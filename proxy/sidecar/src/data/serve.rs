@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use outrigger_core::reason::Reason;
+use outrigger_core::{limit::OpenConnection, reason::Reason};
 use outrigger_http::h2;
 
 use super::{
@@ -135,19 +135,22 @@ pub(crate) enum Next {
     /// With what the server said already.
     Relay(Rc<Relay>, Vec<u8>),
     /// The same, while these guards live.
-    Guarded(Box<(Next, Vec<OpenGuard>)>),
+    Guarded(Box<(Next, Guards)>),
 }
 
+/// What counts a connection, and what it takes of its caller's bounds.
+type Guards = (Vec<OpenGuard>, Option<OpenConnection>);
+
 impl Next {
-    /// Keeps `open` as long as the connection.
-    pub(crate) fn guarded(self, open: Vec<OpenGuard>) -> Self {
-        Self::Guarded(Box::new((self, open)))
+    /// Keeps the guards as long as the connection.
+    pub(crate) fn guarded(self, open: Vec<OpenGuard>, permit: OpenConnection) -> Self {
+        Self::Guarded(Box::new((self, (open, Some(permit)))))
     }
 
     pub(super) async fn run(self, worker: Rc<Worker>) {
-        let (next, _open) = match self {
+        let (next, _guards) = match self {
             Self::Guarded(guarded) => (guarded.0, guarded.1),
-            next => (next, Vec::new()),
+            next => (next, Guards::default()),
         };
         match next {
             Self::Done | Self::Guarded(_) => {}

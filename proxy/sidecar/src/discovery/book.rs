@@ -9,7 +9,7 @@
 //! - Nothing leaves while the stream is down; else what is unused for long does.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -84,6 +84,8 @@ pub(super) struct Held {
     last_used: Instant,
     /// The fault of the last push, while it is refused.
     pub(super) refused: Option<String>,
+    /// A service whose routes lead to services that are not known yet: what is in `state` holds until they are.
+    pending: Option<Arc<Service>>,
 }
 
 pub(super) enum State {
@@ -244,7 +246,9 @@ impl Book {
                         held.version = Some(resource.version);
                         held.refused = None;
                         held.since = now;
-                        moved |= replace(&mut held.state, state);
+                        if let Some(state) = state {
+                            moved |= replace(&mut held.state, state);
+                        }
                     }
                     Err(fault) => {
                         tracing::error!(kind = ?kind, "refused a pushed resource, keeping the last good one: {fault}");
@@ -256,6 +260,7 @@ impl Book {
             for name in response.removed_resources {
                 moved |= self.removed(kind, &name, now);
             }
+            moved |= self.take_up_pending();
             if moved {
                 self.rebuild(now);
             }
@@ -300,7 +305,14 @@ impl Book {
             unsubscribe.swap_remove(at);
         }
         subscribe.push(name.to_string());
-        let held = Held { state: State::Asked, version: None, since: now, last_used: now, refused: None };
+        let held = Held {
+            state: State::Asked,
+            version: None,
+            since: now,
+            last_used: now,
+            refused: None,
+            pending: None,
+        };
         self.held_mut(kind).insert(name, held);
         self.count();
     }
@@ -343,26 +355,30 @@ impl Book {
         true
     }
 
-    fn apply(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<State, String> {
+    /// Takes a resource that was pushed. `None`: a service, which waits in `pending`.
+    fn apply(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<Option<State>, String> {
         let ctx = self.ctx.clone();
         match kind {
             Kind::Mesh => {
                 ctx.directory.set_ranges(ranges(&decode(name, value)?, &ctx.config.trust_domain)?);
                 ctx.ready.clear(Blocker::Mesh);
-                Ok(State::Applied)
+                Ok(Some(State::Applied))
             }
             Kind::TrustBundle => {
                 certificates::set_bundle(&ctx, decode(name, value)?)
                     .map_err(|error| format!("{name}: {error}"))?;
-                Ok(State::Applied)
+                Ok(Some(State::Applied))
             }
             Kind::Inbound => {
-                let policy = InboundPolicy::from_wire(&decode(name, value)?, &ctx.config);
-                if **ctx.inbound.load() != policy {
+                let old = ctx.inbound.load();
+                let policy = InboundPolicy::from_wire(decode(name, value)?, &ctx.config, &old)
+                    .map_err(|fault| format!("{name}: {fault}"))?;
+                if let Some(policy) = policy {
                     tracing::info!(mode = ?policy.mode, terminating = policy.terminating, "new inbound policy");
-                    ctx.inbound.store(Arc::new(policy));
+                    ctx.inbound.store(policy);
                 }
-                Ok(State::Applied)
+                ctx.ready.clear(Blocker::Policy);
+                Ok(Some(State::Applied))
             }
             Kind::Destination => {
                 let destination =
@@ -370,20 +386,62 @@ impl Book {
                 if !self.held[&Kind::Service].contains_key(&destination.service) {
                     self.subscribe(Kind::Service, destination.service.clone());
                 }
-                Ok(State::Destination(destination))
+                Ok(Some(State::Destination(destination)))
             }
             Kind::Service => {
-                let service = Arc::new(checked_service(name, value, &ctx.config.trust_domain)?);
-                let held = self.held[&Kind::Service].get(name);
-                Ok(State::Service(match held.map(|held| &held.state) {
-                    Some(State::Service(handle)) => {
-                        handle.store(service);
-                        handle.clone()
+                let own = ctx.credentials.leaf();
+                let namespace = own.as_ref().map_or("", |leaf| leaf.id().namespace());
+                let service = checked_service(name, value, &ctx.config.trust_domain, namespace)?;
+                for backend in &service.leads_to {
+                    if !self.held[&Kind::Service].contains_key(backend) {
+                        self.subscribe(Kind::Service, backend.clone());
                     }
-                    _ => ServiceHandle::new(service),
-                }))
+                }
+                if let Some(held) = self.held_mut(Kind::Service).get_mut(name) {
+                    held.pending = Some(Arc::new(service));
+                }
+                Ok(None)
             }
         }
+    }
+
+    /// Takes up services that wait, once everything that their routes lead to is known or waits for nothing else:
+    /// traffic never follows a route to a service that we have not heard of. Returns whether the directory changes.
+    fn take_up_pending(&mut self) -> bool {
+        let services = self.held_mut(Kind::Service);
+        let mut ready: Vec<Arc<str>> = services
+            .iter()
+            .filter(|(_, held)| held.pending.is_some())
+            .map(|(name, _)| name.clone())
+            .collect();
+        // Routes may lead back to their own service, and to each other's: what is left when nothing more drops out is
+        // taken up together.
+        loop {
+            let known = |name: &Arc<str>| {
+                ready.contains(name)
+                    || services.get(name).is_some_and(|held| !matches!(held.state, State::Asked))
+            };
+            let is_ready = |name: &&Arc<str>| {
+                services[*name].pending.as_ref().is_some_and(|service| service.leads_to.iter().all(known))
+            };
+            let still: Vec<Arc<str>> = ready.iter().filter(is_ready).cloned().collect();
+            if still.len() == ready.len() {
+                break;
+            }
+            ready = still;
+        }
+        let mut moved = false;
+        for name in ready {
+            let Some(held) = services.get_mut(&name) else { continue };
+            let Some(service) = held.pending.take() else { continue };
+            if let State::Service(handle) = &held.state {
+                handle.store(service);
+            } else {
+                held.state = State::Service(ServiceHandle::new(service));
+                moved = true;
+            }
+        }
+        moved
     }
 
     /// Whether the directory changes.
@@ -391,6 +449,7 @@ impl Book {
         let Some(held) = self.held_mut(kind).get_mut(name) else { return false };
         held.version = None;
         held.refused = None;
+        held.pending = None;
         match &held.state {
             // What every proxy holds is replaced, never removed.
             State::Applied | State::Removed => return false,
@@ -497,18 +556,29 @@ impl Book {
         if !destinations.is_empty() {
             self.rebuild(now);
         }
+        // What routes lead to goes when the routes have gone.
+        let mut leads_to: HashSet<Arc<str>> = HashSet::new();
         let mut needed: HashMap<&str, usize> = HashMap::new();
         for held in self.held[&Kind::Destination].values() {
             if let State::Destination(destination) = &held.state {
                 *needed.entry(&destination.service).or_default() += 1;
             }
         }
+        for held in self.held[&Kind::Service].values() {
+            let current = match &held.state {
+                State::Service(handle) => Some(handle.load()),
+                _ => None,
+            };
+            leads_to.extend(
+                current.iter().chain(&held.pending).flat_map(|service| service.leads_to.iter().cloned()),
+            );
+        }
         let services: Vec<Arc<str>> = self.held[&Kind::Service]
             .iter()
             .filter(|(name, held)| {
                 // One handle here and one in the directory; more are a worker's, or a snapshot on its way out.
                 let in_use = matches!(&held.state, State::Service(handle) if handle.count() > 2);
-                idle(held) && !needed.contains_key(&***name) && !in_use
+                idle(held) && !needed.contains_key(&***name) && !leads_to.contains(*name) && !in_use
             })
             .map(|(name, _)| name.clone())
             .collect();

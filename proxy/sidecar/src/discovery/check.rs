@@ -12,8 +12,14 @@ pub(super) fn decode<M: Message + Default>(name: &str, value: &[u8]) -> Result<M
     M::decode(value).map_err(|error| format!("{name}: not a valid message of its type: {error}"))
 }
 
-pub(super) fn checked_service(name: &str, value: &[u8], trust_domain: &str) -> Result<Service, String> {
-    let service = Service::from_wire(decode(name, value)?).map_err(|error| error.to_string())?;
+/// `namespace`: our own, for which consumer routes hold.
+pub(super) fn checked_service(
+    name: &str,
+    value: &[u8],
+    trust_domain: &str,
+    namespace: &str,
+) -> Result<Service, String> {
+    let service = Service::from_wire(decode(name, value)?, namespace).map_err(|error| error.to_string())?;
     if *service.name != *name {
         return Err(format!("{name}: holds the service {}", service.name));
     }

@@ -198,6 +198,20 @@ impl Directory {
         }
     }
 
+    /// Every service that is known now.
+    pub fn services(&self) -> Vec<ServiceHandle> {
+        let known = self.known.load();
+        let mut services: Vec<ServiceHandle> = Vec::new();
+        for entry in known.values() {
+            if let Answer::Found(found) = &entry.answer
+                && !services.contains(&found.target.service)
+            {
+                services.push(found.target.service.clone());
+            }
+        }
+        services
+    }
+
     /// Where a dialled address leads. Takes no await point if it is known.
     pub async fn resolve(&self, address: SocketAddr) -> Knowledge<Target> {
         self.look_up(Key::address(address), |found| found.target.clone()).await
@@ -211,6 +225,14 @@ impl Directory {
     /// A service (`<name>.<namespace>`) by its own name, dialled at `port`.
     pub async fn resolve_service(&self, service: &str, port: u16) -> Knowledge<Target> {
         self.look_up(Key::Service(service.into()), |found| Target { port, ..found.target.clone() }).await
+    }
+
+    /// A service that a route leads to, where it is known.
+    pub(crate) fn known_service(&self, service: &Arc<str>) -> Option<ServiceHandle> {
+        match self.known.load().get(&Key::Service(service.clone()))?.read()? {
+            Knowledge::Found(found) => Some(found.target.service.clone()),
+            Knowledge::NotFound | Knowledge::Silent => None,
+        }
     }
 
     /// The virtual addresses of a host name.

@@ -75,6 +75,29 @@ pub struct PickLabels {
     pub(super) endpoint: String,
 }
 
+/// A rule that decided, or would have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct AccessLabels {
+    pub(super) policy: String,
+    pub(super) rule: String,
+    pub(super) decision: &'static str,
+}
+
+/// A limit that refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LimitLabels {
+    pub(super) policy: String,
+    pub(super) limit: String,
+    pub(super) outcome: &'static str,
+}
+
+/// What became of a try's failure, or of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServiceLabels {
+    pub(super) service: String,
+    pub(super) outcome: &'static str,
+}
+
 /// Labels that know what to become when their family is full.
 pub trait Bounded: Clone + Hash + Eq {
     /// The labels of the series that takes what the family has no room for.
@@ -103,6 +126,24 @@ impl Bounded for InfoLabels {
 impl Bounded for SourceLabels {
     fn other(&self) -> Self {
         Self { source: OTHER.into(), port: 0, ..*self }
+    }
+}
+
+impl Bounded for AccessLabels {
+    fn other(&self) -> Self {
+        Self { policy: OTHER.into(), rule: OTHER.into(), ..*self }
+    }
+}
+
+impl Bounded for LimitLabels {
+    fn other(&self) -> Self {
+        Self { policy: OTHER.into(), limit: OTHER.into(), ..*self }
+    }
+}
+
+impl Bounded for ServiceLabels {
+    fn other(&self) -> Self {
+        Self { service: OTHER.into(), ..*self }
     }
 }
 

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod access;
 mod failure;
 mod framing;
 mod http1;
 mod http2;
 mod identity;
 mod inbound;
+mod resilience;
+mod routes;
 mod support;
 mod tcp;
 mod upgrades;

@@ -15,6 +15,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_api::v1;
 use outrigger_certs::{CertificateAuthority, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use outrigger_core::{
     model::{Endpoint, Health, Port, Protocol, Service},
@@ -22,7 +23,7 @@ use outrigger_core::{
 };
 use outrigger_proxy::{
     config::{Config, ConfigDuration, Inbound, Upstream},
-    context::Context,
+    context::{Context, InboundPolicy},
     data,
     discovery::directory::{Directory, Key, ServiceHandle, Target},
     drain::Phase,
@@ -38,7 +39,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const SERVICE: &str = "app.default";
 
-pub(crate) type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
+
+pub(crate) type Answer = Response<Body>;
 
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future)
@@ -83,7 +86,16 @@ impl Ca {
     pub(crate) fn context(&self, account: &str, config: Config) -> Context {
         let (context, _) = Context::new(config, self.0.bundle().clone());
         context.credentials.set_leaf(self.leaf(account)).unwrap();
+        told(&context, v1::Inbound::default());
         context
+    }
+}
+
+/// What the controller says of who may call.
+pub(crate) fn told(context: &Context, inbound: v1::Inbound) {
+    let old = context.inbound.load();
+    if let Some(policy) = InboundPolicy::from_wire(inbound, &context.config, &old).unwrap() {
+        context.inbound.store(policy);
     }
 }
 
@@ -157,10 +169,24 @@ impl Sidecar {
     }
 
     /// A sidecar beside a client, and the address that leads to `SERVICE`.
-    pub(crate) fn client(mut context: Context, service: Service) -> (Self, SocketAddr, ServiceHandle) {
+    pub(crate) fn client(context: Context, service: Service) -> (Self, SocketAddr, ServiceHandle) {
+        Self::client_of(context, service, Vec::new())
+    }
+
+    /// The same with other services beside it, to which routes may lead.
+    pub(crate) fn client_of(
+        mut context: Context,
+        service: Service,
+        others: Vec<Service>,
+    ) -> (Self, SocketAddr, ServiceHandle) {
         let handle = ServiceHandle::new(Arc::new(service));
-        let target = Target { service: handle.clone(), port: 80, endpoint: None };
-        context.directory = Directory::fixed([(Key::Service(SERVICE.into()), target)], Ranges::default());
+        let target = |service| Target { service, port: 80, endpoint: None };
+        let mut known = vec![(Key::Service(SERVICE.into()), target(handle.clone()))];
+        for other in others {
+            let name = other.name.clone();
+            known.push((Key::Service(name), target(ServiceHandle::new(Arc::new(other)))));
+        }
+        context.directory = Directory::fixed(known, Ranges::default());
         let socket = listener();
         let address = socket.local_addr().unwrap();
         let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
@@ -230,7 +256,14 @@ pub(crate) fn service(protocol: Protocol, endpoints: Vec<Arc<Endpoint>>) -> Serv
         ports: BTreeMap::from([(80, Port { name: "http".into(), protocol })]),
         endpoints,
         source: "test".into(),
+        ..policies(v1::Service::default())
     }
+}
+
+/// A service with the policies of `wire` and nothing else.
+pub(crate) fn policies(wire: v1::Service) -> Service {
+    let named = v1::Service { name: "app".into(), namespace: "default".into(), ..wire };
+    Service::from_wire(named, "default").unwrap()
 }
 
 /// Client -> sidecar -> mesh -> sidecar -> application.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_core::reason::Reason;
+use outrigger_core::{reason::Reason, retry};
 use outrigger_http::{
     fields::Fields,
     h1::{Error, Framing},
@@ -16,7 +16,7 @@ use outrigger_http::{
     head::{ResponseHead, Version},
 };
 
-use super::{Exchange, MAX_INTERIM, State};
+use super::{Exchange, MAX_INTERIM, State, plan::says_so_in_trailers, shadow::Shadow};
 use crate::{
     data::{
         Worker,
@@ -57,14 +57,77 @@ impl Exchange {
         if self.asks_a_sidecar() && self.goes_elsewhere(worker, key, reason_of(&self.answer.fields)) {
             return;
         }
+        if self.was_failure(worker, key, None) {
+            return;
+        }
+        if !framing.is_empty() && self.may_depend_on_trailers() && says_so_in_trailers(&self.answer.fields) {
+            // What was read with it is looked at first: a status without a message may be all that follows.
+            self.held = Some(framing);
+            return worker.turn.ready(key);
+        }
+        self.accept(worker, key, framing);
+    }
+
+    /// Whether the answer, or its trailers, say that the try has failed, and another one follows.
+    fn was_failure(&mut self, worker: &Rc<Worker>, key: Key, trailers: Option<&Fields>) -> bool {
+        let Some(failure) = retry::failure(self.is_grpc, self.answer.status, |name| {
+            trailers.unwrap_or(&self.answer.fields).get(name)
+        }) else {
+            return false;
+        };
+        let by_policy = self.asks_a_sidecar() && reason_of(&self.answer.fields).is_some_and(is_a_policys);
+        if let Some(attempt) = &mut self.attempt {
+            if by_policy {
+                attempt.answered_by_policy();
+            } else if failure.is_the_endpoints_fault() {
+                attempt.answered(false);
+            }
+        }
+        self.tries_again(worker, key, &failure)
+    }
+
+    /// More has come of an answer whose head was held back. Returns whether the exchange goes on with it.
+    pub(super) fn release_held(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        data: &[u8],
+        end: Option<&Fields>,
+    ) -> bool {
+        let Some(framing) = self.held.take() else { return true };
+        if data.is_empty()
+            && let Some(trailers) = end
+            && self.was_failure(worker, key, Some(trailers))
+        {
+            return false;
+        }
+        self.accept(worker, key, framing);
+        self.state != State::Over
+    }
+
+    /// Takes the answer for the one that the client gets.
+    pub(super) fn accept(&mut self, worker: &Rc<Worker>, key: Key, framing: Framing) {
+        if let Some(Shadow::Hedge(of)) = self.shadow {
+            return self.hand_over(worker, of, framing);
+        }
+        if let Some(checks) = self.checks.take() {
+            // Nobody waits any more: it was too late.
+            let _ = checks.send(self.answer.status < 400);
+        }
+        self.drop_rival(worker);
         self.request.forget();
         let switched = self.message.has_switched(&self.answer);
         let cleaned = self.clean_answer();
         if let Some(attempt) = &mut self.attempt {
-            attempt.answered(self.answer.status < 500 && cleaned.is_ok());
+            // What failed by its status was counted where that was found out.
+            attempt.answered(cleaned.is_ok());
         }
         if let Err(refusal) = cleaned {
             return self.refuse(worker, refusal);
+        }
+        self.plan.change_response(&mut self.answer.fields);
+        if let Some(admission) = &mut self.admission {
+            admission.answered(self.answer.status < 500);
         }
         if switched {
             return self.switch(worker, key);
@@ -218,10 +281,19 @@ impl Exchange {
             return self.cut(worker, Code::INTERNAL_ERROR);
         }
         if let Some(attempt) = &mut self.attempt {
-            attempt.answered(false);
+            attempt.failed();
         }
         let text = format!("the application's response is refused: {error}");
         self.refuse(worker, Refusal::new(Reason::UpstreamProtocol, text));
+    }
+
+    /// Sends the client elsewhere, and ends the exchange.
+    pub(super) fn redirect(&mut self, worker: &Rc<Worker>, status: u16, location: &[u8]) {
+        self.answer.clear();
+        self.answer.status = status;
+        self.answer.fields.push(b"location", location);
+        self.answer.fields.push(b"content-length", b"0");
+        self.answer_here(worker, "", false, None);
     }
 
     /// Answers in the application's stead, and ends the exchange.
@@ -232,6 +304,11 @@ impl Exchange {
             up.abort(worker, Code::CANCEL);
         }
         let body = refusal.response(self.is_grpc, &mut self.answer);
+        self.answer_here(worker, &body, refusal.reason == Reason::BadRequest, refusal.reset);
+    }
+
+    /// Answers with what is in `answer`. `unclear`: where the request ends is not certain.
+    fn answer_here(&mut self, worker: &Rc<Worker>, body: &str, unclear: bool, reset: Option<Code>) {
         self.record();
         self.state = State::Answering;
         let whole = self.request.ended && !self.message.switches();
@@ -239,7 +316,7 @@ impl Exchange {
             Some(Leg::H1(down)) => {
                 // What follows a request that two readers could end in two places, or a tunnel that was not opened, is
                 // not to be read as a request (RFC 9112, 11.2).
-                if refusal.reason == Reason::BadRequest || self.message.is_connect || !whole {
+                if unclear || self.message.is_connect || !whole {
                     down.close_after();
                 }
                 self.response.ended = body.is_empty();
@@ -251,7 +328,7 @@ impl Exchange {
                 }
             }
             Some(Leg::H2(down, id)) => {
-                if let Some(code) = refusal.reset {
+                if let Some(code) = reset {
                     down.reset(worker, id, code);
                 } else {
                     let empty = body.is_empty() || self.message.is_head;
@@ -271,7 +348,11 @@ impl Exchange {
 
     /// Has the request counted that is answered with what is in `answer`.
     fn record(&mut self) {
-        let (Some(edge), Some(begun)) = (&self.edge, self.begun) else { return };
+        // A hedge is no request of its own, and a health check nobody's.
+        let is_counted = !matches!(self.shadow, Some(Shadow::Hedge(_) | Shadow::Check));
+        let (Some(edge), Some(begun), true) = (&self.edge, self.begun, is_counted) else {
+            return;
+        };
         let fields = &self.answer.fields;
         let status = grpc_status(fields);
         let in_trailers = is_grpc(fields) && status.is_none();
@@ -288,10 +369,30 @@ impl Exchange {
     }
 
     pub(super) fn record_trailers(&mut self, trailers: &Fields) {
+        if let (Some(attempt), Some(status)) =
+            (&mut self.attempt, retry::grpc_status(|name| trailers.get(name)))
+            && self.is_grpc
+            && retry::is_endpoints_fault(status)
+        {
+            attempt.answered(false);
+        }
         if let Some(record) = &mut self.record {
             record.outcome.grpc_status = grpc_status(trailers).unwrap_or(NO_GRPC_STATUS);
         }
     }
+}
+
+/// Whether a peer's sidecar that answers with this does what a policy says, and its application is not to blame.
+fn is_a_policys(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::AccessDenied
+            | Reason::PlaintextRefused
+            | Reason::RateLimited
+            | Reason::LimitReached
+            | Reason::FaultInjected
+            | Reason::BadRequest
+    )
 }
 
 /// A gRPC status, as a word for metrics.

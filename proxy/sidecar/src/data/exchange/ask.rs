@@ -3,9 +3,13 @@
 //! What may be tried again is decided by what is certain: where no connection was made, or the peer said that it did
 //! not look at the request, nothing has happened yet. Everything else is answered with a reason and left to the caller.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
-use outrigger_core::{key::Alpn, reason::Reason};
+use outrigger_core::{
+    key::Alpn,
+    reason::Reason,
+    retry::{self, Failure},
+};
 use outrigger_http::{
     h1::{Asked, Framing},
     h2::{Code, NotOpened},
@@ -25,6 +29,7 @@ use crate::data::{
     reasons::Refusal,
     serve::Handler,
     tls::ConnectError,
+    view::Seen,
 };
 use crate::metrics::Direction;
 
@@ -33,7 +38,11 @@ use crate::metrics::Direction;
 const MAX_REPEATS: u8 = 3;
 
 impl Exchange {
-    fn route(&self) -> Option<&Rc<Route>> {
+    /// The way to where the request goes; `None`: to the own application.
+    pub(super) fn way(&self) -> Option<&Rc<Route>> {
+        if let Some(way) = self.plan.via() {
+            return Some(way);
+        }
         match &self.handler {
             Some(Handler::Outbound(route)) => Some(route),
             _ => None,
@@ -42,8 +51,9 @@ impl Exchange {
 
     /// Chooses an endpoint that was not tried and turns to it.
     pub(super) fn next_endpoint(&mut self, worker: &Rc<Worker>, key: Key) {
-        let Some(route) = self.route().cloned() else { return };
-        let attempt = match route.attempt(&self.tried) {
+        let Some(route) = self.way().cloned() else { return };
+        self.begins_try(worker);
+        let attempt = match route.attempt(&self.tried, || self.plan.hash(&self.head, route.source)) {
             Ok(attempt) => attempt,
             Err(refusal) => return self.refuse(worker, refusal),
         };
@@ -65,7 +75,7 @@ impl Exchange {
     }
 
     fn direction(&self) -> Direction {
-        if self.route().is_some() { Direction::Outbound } else { Direction::Inbound }
+        if self.way().is_some() { Direction::Outbound } else { Direction::Inbound }
     }
 
     /// Finds a connection to the target, or waits for one.
@@ -81,11 +91,22 @@ impl Exchange {
             {
                 return self.ask_h1(worker, key, connection);
             }
-            return Apps::connect(worker, address, self.direction(), key);
+            let permit = match self.way().map(|way| way.holds_connection()).transpose() {
+                Ok(permit) => permit,
+                Err(refusal) => return self.refuse(worker, refusal),
+            };
+            if let Err(refusal) = self.begins_to_wait() {
+                return self.refuse(worker, refusal);
+            }
+            return Apps::connect(worker, address, self.direction(), permit, key);
         }
-        match worker.pool.find(worker, target, key, self.route()) {
+        match worker.pool.find(worker, target, key, self.way()) {
             Found::Connection(connection) => self.ask_h2(worker, key, connection),
-            Found::Connecting => {}
+            Found::Connecting => {
+                if let Err(refusal) = self.begins_to_wait() {
+                    self.refuse(worker, refusal);
+                }
+            }
             // Its other connections may be on their way out, too: have the balancer think again.
             Found::PeerLeft => self.unprocessed(worker, key),
             Found::Nothing(error) => self.connect_failed(worker, key, &error),
@@ -97,9 +118,11 @@ impl Exchange {
         &mut self,
         worker: &Rc<Worker>,
         key: Key,
+        target: &PoolKey,
         outcome: Result<(), &ConnectError>,
     ) {
-        if self.state != State::Connecting {
+        // It may have turned elsewhere meanwhile.
+        if self.state != State::Connecting || self.target.as_ref() != Some(target) {
             return;
         }
         match outcome {
@@ -108,13 +131,19 @@ impl Exchange {
         }
     }
 
-    /// The same for a connection of HTTP/1.1, which is this exchange's alone. Returns it where it is not wanted any more.
-    pub(in crate::data) fn connected_h1(&mut self, worker: &Rc<Worker>, key: Key, connection: Rc<H1>) {
-        if self.state == State::Connecting {
-            self.ask_h1(worker, key, connection);
-        } else {
-            connection.drop_now();
+    /// The same for a connection of HTTP/1.1, which is this exchange's alone. Returns whether it is wanted still.
+    pub(in crate::data) fn connected_h1(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        address: SocketAddr,
+        connection: &Rc<H1>,
+    ) -> bool {
+        let wanted = self.state == State::Connecting && self.target == Some(PoolKey::Plain(address));
+        if wanted {
+            self.ask_h1(worker, key, connection.clone());
         }
+        wanted
     }
 
     fn ask_h1(&mut self, worker: &Rc<Worker>, key: Key, connection: Rc<H1>) {
@@ -152,7 +181,7 @@ impl Exchange {
                 (None, Some(target)) => return worker.pool.wait(target, key),
                 (Some(false), _) => {
                     let text = "the endpoint does not serve extended CONNECT".to_owned();
-                    return self.broken(worker, text, None);
+                    return self.broken(worker, key, text, None);
                 }
             }
         }
@@ -182,6 +211,15 @@ impl Exchange {
 
     fn asking(&mut self) {
         self.state = State::Asked;
+        self.waits = None;
+    }
+
+    /// Counts among those that wait for a connection.
+    fn begins_to_wait(&mut self) -> Result<(), Refusal> {
+        if self.waits.is_none() {
+            self.waits = self.way().map(|way| way.holds_pending()).transpose()?;
+        }
+        Ok(())
     }
 
     /// No connection could be made: nothing was sent, so another endpoint may be tried.
@@ -190,23 +228,23 @@ impl Exchange {
         if error.reason == Reason::NoCertificate {
             return self.refuse(worker, error.refusal());
         }
-        if error.reason != Reason::Overloaded {
+        if !matches!(error.reason, Reason::Overloaded | Reason::LimitReached) {
             attempt.connect_failed(worker);
         }
         let id = attempt.endpoint.id.clone();
         self.tried.push(id);
         if self.was_last_attempt() || !self.has_others() {
-            return self.refuse(worker, error.refusal());
+            return self.failed_try(worker, key, &Failure::NothingHappened, error.refusal());
         }
         self.try_again(worker, key);
     }
 
     fn was_last_attempt(&self) -> bool {
-        self.attempts >= MAX_ATTEMPTS || self.route().is_none_or(|route| route.is_pinned())
+        self.attempts >= MAX_ATTEMPTS || self.way().is_none_or(|route| route.is_pinned())
     }
 
-    fn has_others(&self) -> bool {
-        let Some(route) = self.route() else { return false };
+    pub(super) fn has_others(&self) -> bool {
+        let Some(route) = self.way() else { return false };
         let others = |id: &Arc<str>| !self.tried.contains(id);
         route.target.service.load().endpoints.iter().any(|endpoint| others(&endpoint.id))
     }
@@ -241,8 +279,8 @@ impl Exchange {
             if self.attempts < MAX_ATTEMPTS && self.request.is_repeatable() {
                 return self.try_again(worker, key);
             }
-            let text = "the endpoint is shutting down";
-            return self.refuse(worker, Refusal::new(Reason::UpstreamReset, text));
+            let refusal = Refusal::new(Reason::UpstreamReset, "the endpoint is shutting down");
+            return self.failed_try(worker, key, &Failure::NothingHappened, refusal);
         }
         if self.request.is_repeatable() && self.repeats < MAX_REPEATS {
             self.repeats += 1;
@@ -268,28 +306,21 @@ impl Exchange {
             Some(Leg::H2(connection, _)) => self.attempt.is_none() && connection.was_shared(),
             None => false,
         };
-        if is_shared && self.request.is_repeatable() && self.is_safe_to_repeat() && self.repeats < MAX_REPEATS
-        {
+        let is_safe = || retry::is_safe_to_repeat(&Seen(&self.head));
+        if is_shared && self.request.is_repeatable() && is_safe() && self.repeats < MAX_REPEATS {
             self.repeats += 1;
             self.request.again();
             return self.connect(worker, key);
         }
         let error = error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string);
         let who = if self.attempt.is_some() { "the endpoint" } else { "the application" };
-        self.broken(worker, format!("{who} gave no response: {error}"), None);
-    }
-
-    /// RFC 9110, 9.2.2, or the caller says so.
-    fn is_safe_to_repeat(&self) -> bool {
-        matches!(self.head.method(), b"GET" | b"HEAD" | b"PUT" | b"DELETE" | b"OPTIONS" | b"TRACE")
-            || self.head.fields.contains("idempotency-key")
+        self.broken(worker, key, format!("{who} gave no response: {error}"), None);
     }
 
     /// The request was sent, and there will be no answer. `reset`: said in these terms.
-    pub(super) fn broken(&mut self, worker: &Rc<Worker>, text: String, reset: Option<Code>) {
-        if let Some(attempt) = &mut self.attempt {
-            attempt.answered(false);
-        }
-        self.refuse(worker, Refusal::new(Reason::UpstreamReset, text).resetting(reset));
+    pub(super) fn broken(&mut self, worker: &Rc<Worker>, key: Key, text: String, reset: Option<Code>) {
+        self.held = None;
+        let refusal = Refusal::new(Reason::UpstreamReset, text).resetting(reset);
+        self.failed_try(worker, key, &Failure::Reset, refusal);
     }
 }

@@ -4,15 +4,22 @@
 //! that endpoint's connection, the response into the client's, and passes bodies on as far as there is room ([`pipe`]). What has to
 //! wait, for a connection or for room, is taken up again by the turn ([`super::turn`]).
 //!
-//! - `ask`: endpoints, connections, the request, and what may be tried again
+//! - `plan`: what the policies say of the request
+//! - `ask`: endpoints, connections, the request, and what is certain to have done nothing
+//! - `again`: another try that a policy asks for, and time-outs
+//! - `shadow`: copies of the request
 //! - `answer`: the response, refusals, and what is counted
 
+mod again;
 mod answer;
 mod ask;
 mod pipe;
+mod plan;
+mod shadow;
 
 use std::{io, rc::Rc, sync::Arc, time::Instant};
 
+use outrigger_core::bulkhead::Permit;
 use outrigger_http::{
     fields::Fields,
     h1::{Error, Framing},
@@ -20,9 +27,18 @@ use outrigger_http::{
     head::{RequestHead, ResponseHead},
 };
 
-use self::{answer::Record, pipe::Pipe};
+use tokio::sync::oneshot;
+
+use self::{
+    again::Tries,
+    answer::Record,
+    pipe::Pipe,
+    plan::{Plan, Planned},
+    shadow::Shadow,
+};
 use super::{
     Busy, Worker,
+    authorize::Admission,
     balance::Attempt,
     exchanges::Key,
     leg::Leg,
@@ -31,7 +47,10 @@ use super::{
     reasons::{Refusal, is_grpc},
     serve::{Handler, head_refusal},
 };
-use crate::{drain, metrics::Edge};
+use crate::{
+    drain,
+    metrics::{Direction, Edge},
+};
 
 /// The largest head whose memory is kept for another exchange.
 const SMALL_HEAD: usize = 8 * 1024;
@@ -77,6 +96,24 @@ pub(crate) struct Exchange {
     target: Option<PoolKey>,
     /// How often the request was sent again to the same application.
     repeats: u8,
+    // What the policies say.
+    /// Inbound: that it may.
+    admission: Option<Admission>,
+    plan: Plan,
+    /// Its place among the requests to its service, and among those that wait for a connection.
+    runs: Option<Permit>,
+    waits: Option<Permit>,
+    tries: Tries,
+    /// The answer's head is here and waits for what comes with it, which may be its status.
+    held: Option<Framing>,
+    shadow: Option<Shadow>,
+    mirrors: Vec<Key>,
+    /// Who waits for the status of a health check.
+    checks: Option<oneshot::Sender<bool>>,
+    /// The hedge that is under way.
+    rival: Option<Key>,
+    /// What the client is told if the hedge fails, too.
+    failed: Option<Refusal>,
     // What is counted.
     edge: Option<Rc<Edge>>,
     record: Option<Record>,
@@ -142,7 +179,6 @@ impl Exchange {
         self.start(worker, down, handler, is_grpc(&self.head.fields));
         self.framing = Some(framing);
         self.request.ended = framing.is_empty();
-        self.request.keep(framing);
         self.asked_at = self.request.ended.then(Instant::now);
         let head = &mut self.head;
         let message = match handler {
@@ -158,6 +194,17 @@ impl Exchange {
             // What follows is not of the message.
             self.request.ended = false;
         }
+        if let Handler::Outbound(route) = handler {
+            match self.plan(worker, route) {
+                Planned::Goes => match self.way().map(|way| way.holds_request()).transpose() {
+                    Ok(runs) => self.runs = runs,
+                    Err(refusal) => return self.refuse(worker, refusal),
+                },
+                Planned::Refused(refusal) => return self.refuse(worker, refusal),
+                Planned::Redirected(status, location) => return self.redirect(worker, status, &location),
+            }
+        }
+        self.request.keep(framing, self.keeps_bytes());
     }
 
     /// Turns to an endpoint, or to the application.
@@ -166,11 +213,20 @@ impl Exchange {
             return;
         }
         match &self.handler {
-            Some(Handler::Outbound(_)) => self.next_endpoint(worker, key),
+            Some(Handler::Outbound(_)) => {
+                if !self.plan.mirrors.is_empty() {
+                    self.mirror(worker);
+                }
+                self.set_alarm(worker);
+                if self.plan.delayed_until.is_none() {
+                    self.next_endpoint(worker, key);
+                }
+            }
             Some(Handler::Inbound(entry)) => {
                 let entry = entry.clone();
-                if let Err(refusal) = entry.authorize(Some(&self.head)) {
-                    return self.refuse(worker, refusal);
+                match entry.admit(worker, &mut self.head) {
+                    Ok(admission) => self.admission = Some(admission),
+                    Err(refusal) => return self.refuse(worker, refusal),
                 }
                 message::identify(&mut self.head.fields, entry.peer());
                 self.target = Some(PoolKey::Plain(entry.destination()));
@@ -229,12 +285,21 @@ impl Exchange {
             if end.is_some() {
                 self.asked_at = self.moved;
             }
+            if !self.mirrors.is_empty() {
+                self.copy_body(worker, data, end);
+            }
             let sink = self.up.as_ref().filter(|_| self.state != State::Connecting);
             self.request.take(worker, key, (data, end), self.down.as_ref(), sink);
             self.request.takes_more()
         } else {
+            if self.held.is_some() && !self.release_held(worker, key, data, end) {
+                return true;
+            }
             if let Some(trailers) = end {
                 self.record_trailers(trailers);
+            }
+            if self.is_discarded() {
+                return self.discard(worker, data, end.is_some());
             }
             self.response.take(worker, key, (data, end), self.up.as_ref(), self.down.as_ref());
             self.response.takes_more()
@@ -288,10 +353,13 @@ impl Exchange {
         match self.state {
             State::Over | State::Connecting => {}
             State::Asked if unprocessed => self.unprocessed(worker, key),
+            _ if self.held.is_some() => {
+                self.broken(worker, key, format!("the endpoint reset its answer: {code}"), None)
+            }
             State::Asked => {
                 let reset = Some(code).filter(|_| by_peer && !self.message.is_h1());
                 let text = format!("the endpoint reset the request: {code}");
-                self.broken(worker, text, reset);
+                self.broken(worker, key, text, reset);
             }
             State::Answering if self.response.ended => self.settle(worker),
             State::Answering | State::Switched => {
@@ -304,6 +372,9 @@ impl Exchange {
     pub(super) fn go_on(&mut self, worker: &Rc<Worker>, key: Key) {
         if matches!(self.state, State::Over | State::Connecting) {
             return;
+        }
+        if let Some(framing) = self.held.take() {
+            self.accept(worker, key, framing);
         }
         self.moved = Some(Instant::now());
         if let Some(up) = &self.up {
@@ -377,15 +448,45 @@ impl Exchange {
         self.request.drop_rest(worker, self.down.as_ref());
         self.response.drop_rest(worker, self.up.as_ref());
         self.state = State::Over;
+        self.tell_original(worker);
+        self.drop_rival(worker);
+        for key in std::mem::take(&mut self.mirrors) {
+            if !self.request.ended {
+                worker.with(key, |copy, worker| copy.give_up(worker, Code::CANCEL));
+            }
+        }
         // Counted when it is dropped.
         self.record = None;
         self.attempt = None;
+        (self.admission, self.checks) = (None, None);
+        (self.runs, self.waits) = (None, None);
         self.busy = None;
         (self.down, self.up) = (None, None);
     }
 
-    /// Ends what takes too long. Called now and then.
+    /// Ends what a new policy refuses: the stream, not the connection.
+    fn judge_again(&mut self, worker: &Rc<Worker>) {
+        let (Some(admission), Some(Handler::Inbound(entry))) = (&mut self.admission, &self.handler) else {
+            return;
+        };
+        if self.state == State::Over || admission.epoch == worker.ctx.inbound.load().epoch {
+            return;
+        }
+        match entry.still_admits(worker, Some(&self.head)) {
+            Ok(epoch) => admission.epoch = epoch,
+            Err(refusal) if matches!(self.state, State::Connecting | State::Asked) => {
+                self.refuse(worker, refusal)
+            }
+            Err(refusal) => {
+                worker.ctx.metrics.refused(Direction::Inbound, refusal.reason.code());
+                self.cut(worker, Code::CANCEL);
+            }
+        }
+    }
+
+    /// Ends what takes too long, or may not go on. Called now and then, and when the inbound policy has changed.
     pub(super) fn sweep(&mut self, worker: &Rc<Worker>, now: Instant) {
+        self.judge_again(worker);
         let timeouts = &worker.ctx.config.timeouts;
         let passed = |since: Option<Instant>, limit: std::time::Duration| {
             since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
@@ -393,12 +494,13 @@ impl Exchange {
         let waits = matches!(self.state, State::Connecting | State::Asked);
         if let Some(limit) = timeouts.request.enabled()
             && waits
+            && !self.plan.has_time_limit()
             && passed(self.asked_at, limit)
         {
             let text = format!("no response in {limit:?}");
             return self.refuse(worker, Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text));
         }
-        let Some(limit) = timeouts.idle.enabled() else { return };
+        let Some(limit) = self.plan.idle(timeouts.idle.enabled()) else { return };
         if !passed(self.moved, limit) {
             return;
         }

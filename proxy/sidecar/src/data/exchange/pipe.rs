@@ -11,7 +11,7 @@ use outrigger_http::{fields::Fields, h1::Framing};
 
 use super::super::{Worker, buffers, exchanges::Key, leg::Leg};
 
-/// Bytes of a request's body that are remembered: enough for most calls, and little enough that their copies stay in the
+/// Bytes of a request's body that are remembered where no policy says how many: enough for most calls, and little enough that their copies stay in the
 /// cache.
 const MAX_KEPT: usize = 32 * 1024;
 
@@ -28,6 +28,8 @@ pub(super) struct Pipe {
     /// How much of it was sent.
     sent: usize,
     keep: bool,
+    /// Bytes that are kept at most.
+    most: usize,
     /// Bytes that came and whose sender has not been told that they have gone.
     owed: usize,
     /// The last of it has come.
@@ -41,8 +43,20 @@ pub(super) struct Pipe {
 
 impl Pipe {
     /// Keeps what is sent from now on, unless it is known to be too much.
-    pub(super) fn keep(&mut self, framing: Framing) {
-        self.keep = !matches!(framing, Framing::Length(length) if length > MAX_KEPT as u64);
+    pub(super) fn keep(&mut self, framing: Framing, most: Option<usize>) {
+        self.most = most.unwrap_or(MAX_KEPT);
+        self.keep = !matches!(framing, Framing::Length(length) if length > self.most as u64);
+    }
+
+    /// As another one that is kept, for another peer.
+    pub(super) fn copy(&mut self, of: &Self) {
+        debug_assert!(of.is_repeatable(), "what was sent is still there");
+        self.buffer = buffers::take(of.buffer.len());
+        self.buffer.extend_from_slice(&of.buffer);
+        self.keep = true;
+        self.most = of.most;
+        self.ended = of.ended;
+        self.trailers.clone_from(&of.trailers);
     }
 
     /// Whether everything that was sent can be sent again.
@@ -90,7 +104,7 @@ impl Pipe {
             self.ended = true;
             self.trailers = (!trailers.is_empty()).then(|| Box::new(trailers.clone()));
         }
-        if self.keep && self.buffer.len() + data.len() > MAX_KEPT {
+        if self.keep && self.buffer.len() + data.len() > self.most {
             self.forget();
         }
         let mut rest = data;
