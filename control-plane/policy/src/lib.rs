@@ -9,9 +9,11 @@ pub mod fault;
 pub mod kind;
 pub mod kinds;
 pub mod object;
+pub mod resolve;
 pub mod value;
 
 pub use catalog::Catalog;
 pub use fault::{Fault, Finding, Findings};
 pub use kind::{Key, Kind};
 pub use object::{Metadata, Object, Policies, Spec, Stored};
+pub use resolve::{Resolved, resolve};
