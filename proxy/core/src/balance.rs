@@ -22,7 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::model::{Endpoint, Health, Service};
+use crate::{
+    hash::hash,
+    model::{Endpoint, Health, Service},
+};
 
 /// Endpoints of a service that a proxy uses at once, by default.
 pub const MAX_ENDPOINTS: usize = 32;
@@ -135,7 +138,7 @@ impl Balancer {
     /// the same on all threads of one: it chooses the subset. `max_endpoints` counts as at least 1.
     pub fn new(own_identity: &str, max_endpoints: usize) -> Self {
         Self {
-            seed: hash(0, own_identity),
+            seed: hash(0, own_identity.as_bytes()),
             max_endpoints: max_endpoints.max(1),
             snapshot: None,
             slots: Vec::new(),
@@ -175,7 +178,7 @@ impl Balancer {
         Slot {
             endpoint: Arc::clone(endpoint),
             serial: self.next_serial,
-            score: hash(self.seed, &endpoint.id),
+            score: hash(self.seed, endpoint.id.as_bytes()),
             pending: 0,
             estimate: None,
             failures: 0,
@@ -455,16 +458,6 @@ fn tier(health: Health) -> u8 {
         Health::Draining => 1,
         Health::Unhealthy => 2,
     }
-}
-
-/// FNV-1a, then the finalizer of splitmix64, for FNV alone orders similar names alike. Not the standard library's
-/// hash: the subset must be the same after a restart with a newer build.
-fn hash(seed: u64, text: &str) -> u64 {
-    let start = 0xcbf2_9ce4_8422_2325 ^ seed;
-    let fnv = text.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

@@ -8,8 +8,13 @@
 
 pub mod authority;
 pub mod balance;
+pub mod breaker;
+pub mod bulkhead;
 pub mod case;
+pub mod deadline;
 pub mod detect;
+pub mod fault;
+pub mod hash;
 pub mod headers;
 pub mod key;
 pub mod mark;
@@ -18,4 +23,7 @@ pub mod model;
 pub mod reason;
 pub mod request;
 pub mod resolve;
+pub mod retry;
+pub mod route;
 pub mod speaks_first;
+pub mod traffic;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Port;
+use crate::route::Routes;
 
 const PORT: u16 = 80;
 const MS: Duration = Duration::from_millis(1);
@@ -29,6 +30,9 @@ fn service(endpoints: impl IntoIterator<Item = Endpoint>) -> Arc<Service> {
         ports: BTreeMap::from([(PORT, port)]),
         endpoints,
         source: "file".into(),
+        routes: Routes::default(),
+        traffic: None,
+        leads_to: Vec::new(),
     })
 }
 
