@@ -16,6 +16,7 @@ use outrigger_core::{
     balance::{Balancer, MAX_ENDPOINTS, Outcome},
     detect::detect,
     headers::{claims_identity, connection_tokens, is_hop_by_hop, is_mesh_internal, misspells_framing},
+    live::Live,
     mark::H1Mark,
     model::{Endpoint, Health, Port, Protocol, Service},
     request::Request,
@@ -67,14 +68,17 @@ fn balance(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("balance");
     for endpoints in [10, 32] {
         let service = service(endpoints);
-        let mut balancer = Balancer::new("spiffe://outrigger.local/ns/default/sa/client", MAX_ENDPOINTS);
         let mut random = fastrand::Rng::with_seed(1);
         let mut now = Instant::now();
+        let live = Arc::new(Live::new(now));
+        let mut balancer =
+            Balancer::new("spiffe://outrigger.local/ns/default/sa/client", MAX_ENDPOINTS, live);
         group.bench_function(BenchmarkId::new("pick, start, finish", endpoints), |bencher| {
             bencher.iter(|| {
                 balancer.update(&service);
                 now += Duration::from_micros(100);
-                let picked = balancer.pick(PORT, now, &mut random, &[]).expect("there are endpoints");
+                let pick = balancer.pick(PORT, now, &mut random, &[], None);
+                let picked = pick.endpoint().expect("there are endpoints");
                 let token = balancer.start(&picked);
                 let rtt = Duration::from_micros(u64::from(picked.address.port()));
                 balancer.finish(token, Outcome::Success { rtt }, now);

@@ -1,4 +1,16 @@
 //! When an endpoint is put aside, and for how long.
+//!
+//! What one request finds out holds for all threads: what is known of an endpoint is shared ([`crate::live`]), for each port apart,
+//! since a port that fails says nothing of the others. **An endpoint is ejected** when it fails several times in a row, or
+//! too often of late; then one request tries it, and it comes back or stays away for twice as long. **Never too many**: what fails
+//! everywhere is the service, and to send all its traffic to the rest would only end these, too. **A dead service**, of which no
+//! endpoint answers any more, is asked twice a second and no more often; one that answers with failures goes on being asked, since its answers
+//! say more than ours would.
+
+pub(crate) mod circuit;
+mod window;
+
+pub use self::circuit::Cause;
 
 use std::{sync::Arc, time::Duration};
 
