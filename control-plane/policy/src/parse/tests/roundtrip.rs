@@ -10,7 +10,7 @@ use crate::{parse, schema};
 
 /// Texts that YAML writers get wrong.
 fn text() -> BoxedStrategy<String> {
-    let traps = [
+    const TRAPS: &[&str] = &[
         "",
         " ",
         "~",
@@ -97,7 +97,7 @@ fn text() -> BoxedStrategy<String> {
         "a\u{1}b",
     ];
     prop_oneof![
-        proptest::sample::select(&traps[..]).prop_map(str::to_owned),
+        proptest::sample::select(TRAPS).prop_map(str::to_owned),
         any::<String>(),
         "[a-z]{1,12}",
         "[ -~\n]{0,100}",
