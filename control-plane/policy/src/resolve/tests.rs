@@ -54,35 +54,35 @@ fn endpoint(name: &str, address: &str, ports: serde_json::Value) -> serde_json::
     endpoint
 }
 
-fn traffic(name: &str, namespace: &str, target: &str, fields: &str) -> String {
+pub(crate) fn traffic(name: &str, namespace: &str, target: &str, fields: &str) -> String {
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
          spec: {{targetRef: {{{target}}}, {fields}}}\n---\n"
     )
 }
 
-fn route(kind: &str, name: &str, namespace: &str, parent: &str, rules: &str) -> String {
+pub(crate) fn route(kind: &str, name: &str, namespace: &str, parent: &str, rules: &str) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
          spec: {{parentRefs: [{{group: '', kind: Service, {parent}}}], rules: [{rules}]}}\n---\n"
     )
 }
 
-fn access(name: &str, namespace: &str, target: &str, fields: &str) -> String {
+pub(crate) fn access(name: &str, namespace: &str, target: &str, fields: &str) -> String {
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
          spec: {{targetRef: {{{target}}}, {fields}}}\n---\n"
     )
 }
 
-fn defaults(namespace: &str, fields: &str) -> String {
+pub(crate) fn defaults(namespace: &str, fields: &str) -> String {
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {{name: default, namespace: {namespace}}}\n\
          spec: {{{fields}}}\n---\n"
     )
 }
 
-fn external(name: &str, namespace: &str, host: &str) -> String {
+pub(crate) fn external(name: &str, namespace: &str, host: &str) -> String {
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: ExternalService\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
          spec: {{hosts: ['{host}'], ports: [{{port: 443, protocol: TCP}}]}}\n---\n"
@@ -280,23 +280,72 @@ fn routes_of_one_service_are_merged_the_oldest_first() {
 }
 
 #[test]
-fn a_grpc_route_takes_its_ports_from_http_routes() {
-    for (http, grpc, left, expected) in [
+fn a_port_has_the_kind_of_its_oldest_route() {
+    for (older, younger, left, expected) in [
         ("name: orders", "name: orders", None, "Accepted=False Conflicted"),
-        ("name: orders", "name: orders, port: 9090", Some(&[80][..]), "Accepted=True Accepted"),
-        ("name: orders, port: 80", "name: orders, port: 9090", Some(&[80]), "Accepted=True Accepted"),
-        ("name: orders, port: 9090", "name: orders", None, "Accepted=False Conflicted"),
-        ("name: orders, port: 9090", "name: orders, port: 81", Some(&[9090]), "Accepted=True Accepted"),
-        ("name: orders", "name: web", Some(&[]), "Accepted=True Accepted"),
+        ("name: orders, port: 9090", "name: orders", Some(&[80][..]), "Accepted=True Accepted"),
+        ("name: orders, port: 9090", "name: orders, port: 80", Some(&[80]), "Accepted=True Accepted"),
+        ("name: orders", "name: orders, port: 9090", None, "Accepted=False Conflicted"),
+        ("name: orders, port: 81", "name: orders, port: 9090", Some(&[9090]), "Accepted=True Accepted"),
+        ("name: web", "name: orders", Some(&[]), "Accepted=True Accepted"),
     ] {
-        let text = route("HTTPRoute", "http", "shop", http, EVERYTHING_TO_ORDERS)
-            + &route("GRPCRoute", "grpc", "shop", grpc, EVERYTHING_TO_ORDERS);
-        let resolved = of(&text);
-        let routes = resolved.service("orders.shop").routes;
-        let route = routes.iter().find(|route| route.kind == "HTTPRoute");
-        assert_eq!(route.map(|route| &*route.ports), left, "{http} {grpc}");
-        assert_eq!(conditions(&resolved, Kind::HttpRoute, "shop", "http")[0], expected, "{http} {grpc}");
+        for [first, second] in [["HTTPRoute", "GRPCRoute"], ["GRPCRoute", "HTTPRoute"]] {
+            let text = route(first, "older", "shop", older, EVERYTHING_TO_ORDERS)
+                + &route(second, "younger", "shop", younger, EVERYTHING_TO_ORDERS);
+            let resolved = of(&text);
+            let routes = resolved.service("orders.shop").routes;
+            let route = routes.iter().find(|route| route.kind == second);
+            assert_eq!(route.map(|route| &*route.ports), left, "{older} {younger}");
+            let kind = if second == "HTTPRoute" { Kind::HttpRoute } else { Kind::GrpcRoute };
+            assert_eq!(conditions(&resolved, kind, "shop", "younger")[0], expected, "{older} {younger}");
+        }
     }
+}
+
+#[test]
+fn what_sidecars_would_refuse_is_not_pushed() {
+    let many: Vec<String> =
+        (0..257).map(|at| format!("{{path: {{type: RegularExpression, value: '/{at}'}}}}")).collect();
+    for (text, kind) in [
+        (
+            route("HTTPRoute", "x", "shop", "name: orders", &format!("{{matches: [{}]}}", many.join(", "))),
+            Kind::HttpRoute,
+        ),
+        (
+            route(
+                "HTTPRoute",
+                "x",
+                "shop",
+                "name: orders",
+                "{matches: [{path: {type: RegularExpression, value: '('}}]}",
+            ),
+            Kind::HttpRoute,
+        ),
+        (traffic("x", "shop", "kind: Namespace", "healthCheck: {path: live}"), Kind::TrafficPolicy),
+        (
+            access("x", "shop", "kind: Namespace", "rules: [{action: Allow, from: [{cidrs: [x]}]}]"),
+            Kind::AccessPolicy,
+        ),
+    ] {
+        let resolved = of(&text);
+        assert_eq!(conditions(&resolved, kind, "shop", "x")[0], "Accepted=False Invalid");
+        assert_eq!(resolved.service("orders.shop"), ServicePolicy::default());
+        assert_eq!(inbound(&resolved, "shop", "orders").access, None);
+    }
+    let probes = defaults("shop", "inbound: Deny, probes: [{port: 1, path: live}, {port: 2, path: /live}]");
+    let resolved = of(&probes);
+    let told = inbound(&resolved, "shop", "orders").access.unwrap();
+    assert_eq!((told.default(), told.probes.len()), (v1::Default::Deny, 1));
+    assert_eq!(
+        conditions(&resolved, Kind::MeshDefaults, "shop", "default"),
+        ["Accepted=True Accepted", "PartiallyInvalid=True UnsupportedValue"]
+    );
+    // A path that only one of the modes can take is left to the mode that holds where it is asked.
+    let slash = "rules: [{action: Deny, to: [{paths: [{type: Exact, value: '/a%2Fb'}]}]}]";
+    assert_eq!(
+        conditions(&of(&access("x", "shop", "kind: Namespace", slash)), Kind::AccessPolicy, "shop", "x"),
+        ["Accepted=True Accepted"]
+    );
 }
 
 #[test]
