@@ -9,8 +9,18 @@ fn names_have_one_spelling() {
         assert!(!is_label(name) && !is_subdomain(name) && !is_dns_name(name), "{name}");
     }
     assert!(is_subdomain("a.b") && !is_label("a.b") && !is_subdomain("a..b") && !is_subdomain("a."));
-    assert!(is_qualified("app.kubernetes.io/name") && is_qualified("a_B.c") && !is_qualified("a/b/c") && !is_qualified("/a"));
-    assert!(is_label_value("") && is_label_value("V1.2_x") && !is_label_value("-a") && !is_label_value(&"a".repeat(64)));
+    assert!(
+        is_qualified("app.kubernetes.io/name")
+            && is_qualified("a_B.c")
+            && !is_qualified("a/b/c")
+            && !is_qualified("/a")
+    );
+    assert!(
+        is_label_value("")
+            && is_label_value("V1.2_x")
+            && !is_label_value("-a")
+            && !is_label_value(&"a".repeat(64))
+    );
 }
 
 #[test]
@@ -19,11 +29,22 @@ fn identities_and_their_beginnings() {
         assert_eq!(identity(text), Ok(()));
         assert_eq!(identity_pattern(text), Ok(()));
     }
-    for text in ["*", "spiffe://*", "spiffe://outrigger.local/ns/shop/*", "spiffe://outrigger.local/ns/shop/sa/web-*"] {
+    for text in
+        ["*", "spiffe://*", "spiffe://outrigger.local/ns/shop/*", "spiffe://outrigger.local/ns/shop/sa/web-*"]
+    {
         assert!(identity(text).is_err(), "{text}");
         assert_eq!(identity_pattern(text), Ok(()));
     }
-    for text in ["", "**", "a*", "spiffe:/*", "spiffe://a/ns/*/sa/b", "spiffe://a/ns/*/sa/*", "spiffe://A/*", "spiffe://a/ns/b/sa/c/"] {
+    for text in [
+        "",
+        "**",
+        "a*",
+        "spiffe:/*",
+        "spiffe://a/ns/*/sa/b",
+        "spiffe://a/ns/*/sa/*",
+        "spiffe://A/*",
+        "spiffe://a/ns/b/sa/c/",
+    ] {
         assert!(identity_pattern(text).is_err(), "{text}");
     }
     assert_eq!(service_account("shop/web"), Ok(()));
@@ -37,7 +58,13 @@ fn networks_have_no_bits_behind_the_prefix() {
     for text in ["10.0.0.0/8", "0.0.0.0/0", "::/0", "fd00::/64", "192.0.2.1/32"] {
         assert_eq!(cidr(text), Ok(()));
     }
-    for (text, hint) in [("10.0.0.1/8", "10.0.0.0/8"), ("192.0.2.1", "192.0.2.1/32"), ("::1", "::1/128"), ("10/8", "as in"), ("10.0.0.0/33", "as in")] {
+    for (text, hint) in [
+        ("10.0.0.1/8", "10.0.0.0/8"),
+        ("192.0.2.1", "192.0.2.1/32"),
+        ("::1", "::1/128"),
+        ("10/8", "as in"),
+        ("10.0.0.0/33", "as in"),
+    ] {
         assert!(cidr(text).unwrap_err().contains(hint), "{text}");
     }
 }
@@ -47,7 +74,10 @@ fn paths_are_as_requests_have_them() {
     for text in ["/", "/a", "/a/", "/a%20b", "/a.b/..c", "/a;b=c"] {
         assert_eq!(path(text), Ok(()), "{text}");
     }
-    for text in ["", "a", "//", "/a//b", "/.", "/..", "/a/../b", "/a/./b", "/a%2fb", "/a%2Fb", "/a%2", "/a%zz", "/a?b", "/a#b", "/a b", "/é", "/a\u{0}"] {
+    for text in [
+        "", "a", "//", "/a//b", "/.", "/..", "/a/../b", "/a/./b", "/a%2fb", "/a%2Fb", "/a%2", "/a%zz",
+        "/a?b", "/a#b", "/a b", "/é", "/a\u{0}",
+    ] {
         assert!(path(text).is_err(), "{text}");
     }
 }
@@ -61,7 +91,9 @@ fn expressions_are_what_proxies_take() {
         let fault = expression(text).unwrap_err();
         assert!(!fault.contains('\n'), "{fault}");
     }
-    insta::assert_snapshot!(["a(", "(?=a)", "(a{100}){100}"].map(|text| expression(text).unwrap_err()).join("\n"));
+    insta::assert_snapshot!(
+        ["a(", "(?=a)", "(a{100}){100}"].map(|text| expression(text).unwrap_err()).join("\n")
+    );
 }
 
 #[test]

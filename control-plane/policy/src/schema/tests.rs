@@ -12,7 +12,9 @@ fn the_charts_crds_are_fresh() {
     let regenerate = std::env::var_os("OUTRIGGER_REGENERATE").is_some();
     for kind in Kind::ALL {
         let Some(text) = crd(kind) else { continue };
-        let text = format!("# Made from the types of `control-plane/policy`: OUTRIGGER_REGENERATE=1 cargo test -p outrigger-policy\n{text}");
+        let text = format!(
+            "# Made from the types of `control-plane/policy`: OUTRIGGER_REGENERATE=1 cargo test -p outrigger-policy\n{text}"
+        );
         let file = crd_files().join(format!("outrigger.dev_{}.yaml", kind.plural()));
         if regenerate {
             std::fs::create_dir_all(crd_files()).unwrap();
@@ -74,5 +76,7 @@ fn json_schemas_are_closed() {
 #[test]
 fn a_choice_of_names_is_an_enum() {
     insta::assert_json_snapshot!(spec(Kind::MeshDefaults)["properties"]["mtls"]);
-    insta::assert_json_snapshot!(spec(Kind::TrafficPolicy)["properties"]["timeouts"]["properties"]["request"]);
+    insta::assert_json_snapshot!(
+        spec(Kind::TrafficPolicy)["properties"]["timeouts"]["properties"]["request"]
+    );
 }

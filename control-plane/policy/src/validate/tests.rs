@@ -53,7 +53,8 @@ fn told(text: &str, kept: &str, catalog: &Catalog) -> String {
 }
 
 fn policy(kind: &str, name: &str, spec: &str) -> String {
-    let version = if kind.ends_with("Route") { crate::kind::GATEWAY_API_VERSION } else { crate::kind::API_VERSION };
+    let version =
+        if kind.ends_with("Route") { crate::kind::GATEWAY_API_VERSION } else { crate::kind::API_VERSION };
     format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n")
 }
 
@@ -63,11 +64,31 @@ const ROUTE: &str = "{parentRefs: [{group: \"\", kind: Service, name: orders}], 
 fn what_is_sound_is_told_nothing() {
     let text = [
         policy("HTTPRoute", "r", ROUTE),
-        policy("TrafficPolicy", "a", "{targetRef: {kind: Service, name: orders, port: 80}, retry: {attempts: 1}}"),
-        policy("TrafficPolicy", "b", "{targetRef: {kind: HTTPRoute, name: r, sectionName: pay}, retry: {attempts: 1}}"),
-        policy("TrafficPolicy", "c", "{targetRef: {kind: HTTPRoute, name: r, sectionName: rule-0}, retry: {attempts: 1}}"),
-        policy("AccessPolicy", "a", "{targetRef: {kind: Service, name: orders}, rules: [{action: Allow, from: [{namespaces: [shop]}]}]}"),
-        policy("AccessPolicy", "b", "{targetRef: {kind: Workload, labels: {app: db}, port: 5432}, rules: [{action: Deny, from: [{identities: ['spiffe://*']}]}]}"),
+        policy(
+            "TrafficPolicy",
+            "a",
+            "{targetRef: {kind: Service, name: orders, port: 80}, retry: {attempts: 1}}",
+        ),
+        policy(
+            "TrafficPolicy",
+            "b",
+            "{targetRef: {kind: HTTPRoute, name: r, sectionName: pay}, retry: {attempts: 1}}",
+        ),
+        policy(
+            "TrafficPolicy",
+            "c",
+            "{targetRef: {kind: HTTPRoute, name: r, sectionName: rule-0}, retry: {attempts: 1}}",
+        ),
+        policy(
+            "AccessPolicy",
+            "a",
+            "{targetRef: {kind: Service, name: orders}, rules: [{action: Allow, from: [{namespaces: [shop]}]}]}",
+        ),
+        policy(
+            "AccessPolicy",
+            "b",
+            "{targetRef: {kind: Workload, labels: {app: db}, port: 5432}, rules: [{action: Deny, from: [{identities: ['spiffe://*']}]}]}",
+        ),
         policy("ExternalService", "e", "{hosts: [a.example.com], ports: [{port: 443, protocol: TCP}]}"),
     ];
     assert_eq!(told(&text.concat(), "", &catalog()), "");
@@ -76,14 +97,38 @@ fn what_is_sound_is_told_nothing() {
 #[test]
 fn references_that_lead_nowhere_are_told() {
     let text = [
-        policy("HTTPRoute", "a", "{parentRefs: [{group: '', kind: Service, name: ordrs}], rules: [{backendRefs: [{name: pay, port: 80}, {name: orders, port: 81}]}]}"),
-        policy("HTTPRoute", "b", "{parentRefs: [{group: '', kind: Service, name: orders, port: 81}, {group: '', kind: Service, name: orders, sectionName: web}, {group: '', kind: Service, name: db}]}"),
-        policy("HTTPRoute", "c", "{parentRefs: [{group: '', kind: Service, name: orders, namespace: other}]}"),
+        policy(
+            "HTTPRoute",
+            "a",
+            "{parentRefs: [{group: '', kind: Service, name: ordrs}], rules: [{backendRefs: [{name: pay, port: 80}, {name: orders, port: 81}]}]}",
+        ),
+        policy(
+            "HTTPRoute",
+            "b",
+            "{parentRefs: [{group: '', kind: Service, name: orders, port: 81}, {group: '', kind: Service, name: orders, sectionName: web}, {group: '', kind: Service, name: db}]}",
+        ),
+        policy(
+            "HTTPRoute",
+            "c",
+            "{parentRefs: [{group: '', kind: Service, name: orders, namespace: other}]}",
+        ),
         policy("TrafficPolicy", "a", "{targetRef: {kind: Mesh}, retry: {attempts: 1}}"),
         policy("TrafficPolicy", "b", "{targetRef: {kind: Service, name: nobody}, retry: {attempts: 1}}"),
-        policy("TrafficPolicy", "c", "{targetRef: {kind: Service, name: orders, port: 81}, retry: {attempts: 1}}"),
-        policy("TrafficPolicy", "d", "{targetRef: {kind: Service, name: db}, retry: {attempts: 1}, hedge: {after: 1s}}"),
-        policy("TrafficPolicy", "e", "{targetRef: {kind: HTTPRoute, name: a, sectionName: rule-1}, retry: {attempts: 1}}"),
+        policy(
+            "TrafficPolicy",
+            "c",
+            "{targetRef: {kind: Service, name: orders, port: 81}, retry: {attempts: 1}}",
+        ),
+        policy(
+            "TrafficPolicy",
+            "d",
+            "{targetRef: {kind: Service, name: db}, retry: {attempts: 1}, hedge: {after: 1s}}",
+        ),
+        policy(
+            "TrafficPolicy",
+            "e",
+            "{targetRef: {kind: HTTPRoute, name: a, sectionName: rule-1}, retry: {attempts: 1}}",
+        ),
         policy("TrafficPolicy", "f", "{targetRef: {kind: GRPCRoute, name: a}, retry: {attempts: 1}}"),
     ];
     insta::assert_snapshot!(told(&text.concat(), "", &catalog()));
@@ -91,7 +136,8 @@ fn references_that_lead_nowhere_are_told() {
 
 #[test]
 fn rules_without_effect_are_told() {
-    let allow = policy("AccessPolicy", "a", "{targetRef: {kind: Namespace}, rules: [{name: web, action: Allow}]}");
+    let allow =
+        policy("AccessPolicy", "a", "{targetRef: {kind: Namespace}, rules: [{name: web, action: Allow}]}");
     let mut open = catalog();
     open.defaults.inbound = DefaultAction::Allow;
     insta::assert_snapshot!(told(&allow, "", &open));
@@ -99,9 +145,21 @@ fn rules_without_effect_are_told() {
     assert!(!told(&allow, &closed, &open).contains("allows what the default"));
 
     let text = [
-        policy("AccessPolicy", "b", "{targetRef: {kind: Service, name: db}, rules: [{action: Allow, to: [{methods: [GET]}]}, {action: Deny, to: [{paths: [{type: Exact, value: /}]}]}], limits: [{per: Total, requestsPerSecond: 1}]}"),
-        policy("AccessPolicy", "c", "{targetRef: {kind: Service, name: legacy}, rules: [{action: Deny, from: [{identities: ['spiffe://other/ns/shop/sa/*']}]}]}"),
-        policy("AccessPolicy", "d", "{targetRef: {kind: Workload, labels: {app: none}}, rules: [{action: Deny}]}"),
+        policy(
+            "AccessPolicy",
+            "b",
+            "{targetRef: {kind: Service, name: db}, rules: [{action: Allow, to: [{methods: [GET]}]}, {action: Deny, to: [{paths: [{type: Exact, value: /}]}]}], limits: [{per: Total, requestsPerSecond: 1}]}",
+        ),
+        policy(
+            "AccessPolicy",
+            "c",
+            "{targetRef: {kind: Service, name: legacy}, rules: [{action: Deny, from: [{identities: ['spiffe://other/ns/shop/sa/*']}]}]}",
+        ),
+        policy(
+            "AccessPolicy",
+            "d",
+            "{targetRef: {kind: Workload, labels: {app: none}}, rules: [{action: Deny}]}",
+        ),
         policy("AccessPolicy", "e", "{targetRef: {kind: Mesh}, rules: [{action: Deny}]}"),
         policy("AccessPolicy", "f", "{targetRef: {kind: Service, name: x}, rules: [{action: Deny}]}"),
         policy("ExternalService", "x", "{hosts: [a.example.com], ports: [{port: 443, protocol: TCP}]}"),
@@ -113,7 +171,8 @@ fn rules_without_effect_are_told() {
 
 #[test]
 fn of_two_with_one_target_the_older_one_counts() {
-    let of = |name: &str| policy("TrafficPolicy", name, "{targetRef: {kind: Namespace}, retry: {attempts: 1}}");
+    let of =
+        |name: &str| policy("TrafficPolicy", name, "{targetRef: {kind: Namespace}, retry: {attempts: 1}}");
     insta::assert_snapshot!(told(&of("a"), &of("z"), &catalog()));
     insta::assert_snapshot!(told(&of("z"), &(of("z") + &of("a")), &catalog()));
     // A policy does not conflict with what it replaces.
