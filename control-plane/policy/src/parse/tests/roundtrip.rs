@@ -150,9 +150,12 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
         .iter()
         .map(|(name, schema)| {
             let value = match (&**name, schema.get("type")) {
-                // The only text with a spelling of its own.
+                // Texts with a spelling of their own.
                 ("address", _) => {
                     proptest::sample::select(vec![json!("192.0.2.1"), json!("2001:db8::1")]).boxed()
+                }
+                ("grpcStatus", _) => {
+                    proptest::sample::select(vec![json!(0), json!(16), json!("unavailable")]).boxed()
                 }
                 _ => instance(schema),
             };
