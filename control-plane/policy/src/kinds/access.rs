@@ -26,7 +26,7 @@ pub struct AccessPolicy {
     pub limits: Vec<Limit>,
 }
 
-/// Which workloads an `AccessPolicy` is about.
+/// Which workloads an AccessPolicy is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessTarget {
@@ -44,7 +44,7 @@ pub struct AccessTarget {
     pub port: Option<u16>,
 }
 
-/// How an `AccessPolicy` names workloads.
+/// How an AccessPolicy names workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum AccessTargetKind {
     /// All; from the mesh's own namespace only.

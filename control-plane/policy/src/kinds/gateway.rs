@@ -79,7 +79,7 @@ impl ParentReference {
     }
 }
 
-/// A rule of an `HTTPRoute`.
+/// A rule of an HTTPRoute.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct HttpRule {
@@ -161,7 +161,7 @@ impl HttpMethod {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct PathMatch {
-    /// `PathPrefix` where it is left out.
+    /// PathPrefix where it is left out.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<PathMatchType>,
     /// `/` where it is left out.
@@ -474,7 +474,7 @@ pub struct HttpRetry {
     pub backoff: Option<Span>,
 }
 
-/// A rule of a `GRPCRoute`.
+/// A rule of a GRPCRoute.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct GrpcRule {

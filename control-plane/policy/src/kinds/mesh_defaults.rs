@@ -11,10 +11,10 @@ pub struct MeshDefaults {
     /// Whether workloads take plaintext.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,
-    /// What becomes of requests that no rule of an `AccessPolicy` is about.
+    /// What becomes of requests that no rule of an AccessPolicy is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound: Option<DefaultAction>,
-    /// What becomes of connections to addresses outside the mesh that no `ExternalService` is about.
+    /// What becomes of connections to addresses outside the mesh that no ExternalService is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outbound: Option<DefaultAction>,
     /// What becomes of `%2f` and `%5c` in paths that rules look at.

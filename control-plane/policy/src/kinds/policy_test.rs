@@ -92,7 +92,7 @@ pub struct Expect {
     /// The status that the mesh itself answers with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// The `AccessPolicy` that decides, `<namespace>/<name>`, or `default`.
+    /// The AccessPolicy that decides, `<namespace>/<name>`, or `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
     /// The rule that decides.

@@ -41,7 +41,7 @@ pub struct TrafficPolicy {
     pub concurrency: Option<Concurrency>,
 }
 
-/// What a `TrafficPolicy` is about.
+/// What a TrafficPolicy is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct TrafficTarget {
@@ -65,7 +65,7 @@ pub struct TrafficTarget {
     pub port: Option<u16>,
 }
 
-/// A kind that a `TrafficPolicy` can be about.
+/// A kind that a TrafficPolicy can be about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TrafficTargetKind {
     /// All services; from the mesh's own namespace only.
@@ -200,10 +200,10 @@ pub struct Abort {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct LoadBalancer {
-    /// How it is chosen. `PeakEwma` where it is left out.
+    /// How it is chosen. PeakEwma where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<Algorithm>,
-    /// What `RingHash` and Maglev hash: the first of these that the request has.
+    /// What RingHash and Maglev hash: the first of these that the request has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hash: Vec<HashKey>,
     /// A new endpoint's share grows over this time.
