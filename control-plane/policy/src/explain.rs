@@ -18,7 +18,7 @@ use outrigger_core::reason::Reason;
 use outrigger_core::request::{Request, View};
 use outrigger_core::route::{Backend, Filters, Found, Matched, Rule};
 use outrigger_core::traffic::Traffic;
-use outrigger_core::{deadline, retry};
+use outrigger_core::deadline;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{
@@ -612,7 +612,7 @@ impl<'q> Way<'q> {
         }
         let (Some(traffic), Some(request)) = (traffic, request) else { return true };
         if let Some(policy) = &traffic.retry {
-            let may = policy.unsafe_methods || retry::is_safe_to_repeat(request);
+            let may = policy.may_repeat(request);
             self.so_far.retries = if may { policy.attempts } else { 0 };
             self.so_far.retries_by = Some(policy.origin.to_string());
             let text = match (policy.attempts, may) {

@@ -16,6 +16,7 @@ use outrigger_api::v1;
 
 pub use self::budget::Budget;
 use crate::{
+    matching::is_grpc,
     request::View,
     traffic::{ms, percent},
 };
@@ -249,6 +250,11 @@ impl Retry {
             return self.pause(failure, tried, rng);
         };
         Verdict::No(no)
+    }
+
+    /// Whether some failure of this request would be followed by another try, as far as harm goes.
+    pub fn may_repeat<V: View>(&self, view: &V) -> bool {
+        self.unsafe_methods || is_safe_to_repeat(view) || (is_grpc(view) && !self.grpc_codes.is_empty())
     }
 
     /// To name a gRPC status is to speak of calls, none of which is idempotent by its method: it is the policy's word for these.

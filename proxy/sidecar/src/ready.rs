@@ -99,8 +99,9 @@ mod tests {
     #[test]
     fn all_must_be_there() {
         let ready = Readiness::default();
-        assert_eq!(ready.missing(), ["certificate", "mesh", "listeners"]);
+        assert_eq!(ready.missing(), ["certificate", "mesh", "policy", "listeners"]);
         ready.clear(Blocker::Mesh);
+        ready.clear(Blocker::Policy);
         ready.clear(Blocker::Listeners);
         ready.clear(Blocker::Certificate);
         ready.beat(1);
