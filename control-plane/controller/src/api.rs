@@ -231,15 +231,13 @@ struct OfService {
     service: Option<String>,
 }
 
-async fn endpoints(
-    State(api): State<Arc<Api>>,
-    query: Result<Query<OfService>, QueryRejection>,
-) -> Response {
+async fn endpoints(State(api): State<Arc<Api>>, query: Result<Query<OfService>, QueryRejection>) -> Response {
     let Query(OfService { service: wanted }) = match query {
         Ok(query) => query,
         Err(error) => return failed(Code::BadRequest, &error.body_text()),
     };
-    let wanted = match wanted.filter(|name| !name.is_empty()).map(|name| ServiceKey::parse(&name)).transpose() {
+    let wanted = match wanted.filter(|name| !name.is_empty()).map(|name| ServiceKey::parse(&name)).transpose()
+    {
         Ok(wanted) => wanted,
         Err(error) => return failed(Code::BadRequest, &error.to_string()),
     };
@@ -247,10 +245,10 @@ async fn endpoints(
     for service in api.mesh.services() {
         let name = format!("{}.{}", service.name, service.namespace);
         if wanted.as_ref().is_none_or(|wanted| wanted.as_str() == name) {
-            let of_service = service.endpoints.iter().map(|endpoint| OfEndpoints {
-                service: name.clone(),
-                endpoint: endpoint_view(endpoint),
-            });
+            let of_service = service
+                .endpoints
+                .iter()
+                .map(|endpoint| OfEndpoints { service: name.clone(), endpoint: endpoint_view(endpoint) });
             items.extend(of_service.filter_map(|item| serde_json::to_value(item).ok()));
         }
     }
@@ -309,7 +307,8 @@ async fn sources(State(api): State<Arc<Api>>) -> Response {
         "reason": failing.as_ref().map(|failing| &failing.reason),
         "waiting": api.store.waiting(),
     });
-    Json(json!({ "sources": sources, "shared_addresses": shared, "store": store, "policies": policies })).into_response()
+    Json(json!({ "sources": sources, "shared_addresses": shared, "store": store, "policies": policies }))
+        .into_response()
 }
 
 fn sync_view(sync: &Sync) -> (&'static str, Option<u64>, Option<&str>) {

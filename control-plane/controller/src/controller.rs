@@ -146,8 +146,14 @@ impl Controller {
         let serving =
             server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
         tasks.spawn(ended("discovery", serving));
-        let api =
-            Arc::new(Api { mesh: Arc::clone(&mesh), proxies, tokens, writer, store: Arc::clone(&store), admin });
+        let api = Arc::new(Api {
+            mesh: Arc::clone(&mesh),
+            proxies,
+            tokens,
+            writer,
+            store: Arc::clone(&store),
+            admin,
+        });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, store, registry);
         tasks.spawn(until(stop.clone(), ended("monitoring", serve_http(metrics_listener, monitoring))));

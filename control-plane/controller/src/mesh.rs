@@ -164,10 +164,12 @@ impl Mesh {
         let mut state = self.state();
         let found = match kind {
             Kind::Mesh if name != MESH_NAME => None,
-            Kind::Mesh => match state.in_force.mesh(viewer.identity.namespace(), &self.trust_domain, &self.settings) {
-                Some(mesh) => Some(Arc::new(mesh)),
-                None => return Answer::Silent,
-            },
+            Kind::Mesh => {
+                match state.in_force.mesh(viewer.identity.namespace(), &self.trust_domain, &self.settings) {
+                    Some(mesh) => Some(Arc::new(mesh)),
+                    None => return Answer::Silent,
+                }
+            }
             Kind::TrustBundle => (name == TRUST_BUNDLE_NAME).then(|| Arc::clone(&state.bundle)),
             Kind::Inbound => {
                 if name != viewer.identity.as_str() {

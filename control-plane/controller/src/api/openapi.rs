@@ -142,9 +142,8 @@ pub(super) fn document() -> Value {
 
 fn describe(operation: &Operation) -> Value {
     let segments = operation.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    let in_path = segments.map(|name| {
-        json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
-    });
+    let in_path = segments
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
     let in_query = operation.query.iter().map(|(name, kind, what)| {
         json!({ "name": name, "in": "query", "description": what, "schema": { "type": kind } })
     });

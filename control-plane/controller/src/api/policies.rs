@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Api, Code, failed, failed_with};
-use crate::policies::writer::{Apply, Applied, Refused};
+use crate::policies::writer::{Applied, Apply, Refused};
 use crate::push::Taken;
 
 /// Bytes of a request that applies: as many as a file of policies may have.
@@ -83,7 +83,8 @@ pub(super) async fn list(
     let counts = counts(&api);
     let resolution = api.writer.resolution();
     let chosen = picture.policies.iter().filter(|(key, _)| {
-        kind.is_none_or(|kind| kind == key.kind) && namespace.as_ref().is_none_or(|wanted| *wanted == key.namespace)
+        kind.is_none_or(|kind| kind == key.kind)
+            && namespace.as_ref().is_none_or(|wanted| *wanted == key.namespace)
     });
     let items: Vec<Item<'_>> = chosen
         .map(|(key, stored)| Item {
@@ -193,7 +194,10 @@ pub(super) async fn delete(
     }
 }
 
-pub(super) async fn history(State(api): State<Arc<Api>>, Path(path): Path<(String, String, String)>) -> Response {
+pub(super) async fn history(
+    State(api): State<Arc<Api>>,
+    Path(path): Path<(String, String, String)>,
+) -> Response {
     let Some(key) = key(path) else { return no_such_object() };
     match api.writer.history(&key).await {
         Ok(items) if items.is_empty() => no_such_object(),
@@ -237,7 +241,11 @@ fn read(name: &str, object: &Value) -> Result<Parsed, Vec<Fault>> {
     })?;
     match (parsed.pop(), parsed.is_empty()) {
         (Some(one), true) => Ok(one),
-        _ => Err(vec![Fault { file: name.to_owned(), message: "it is not one object".to_owned(), ..Fault::default() }]),
+        _ => Err(vec![Fault {
+            file: name.to_owned(),
+            message: "it is not one object".to_owned(),
+            ..Fault::default()
+        }]),
     }
 }
 
@@ -291,7 +299,10 @@ fn refused(error: Refused) -> Response {
     match error {
         Refused::Invalid(faults) => {
             let count = faults.len();
-            let message = format!("nothing was changed: {count} {} at fault", if count == 1 { "field is" } else { "fields are" });
+            let message = format!(
+                "nothing was changed: {count} {} at fault",
+                if count == 1 { "field is" } else { "fields are" }
+            );
             failed_with(Code::Invalid, &message, &faults)
         }
         Refused::Conflict(message) => failed(Code::Conflict, &message),

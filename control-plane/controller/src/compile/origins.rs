@@ -36,7 +36,8 @@ pub(crate) fn of_inbound(inbound: &v1::Inbound) -> BTreeSet<Key> {
 }
 
 fn of_traffic(traffic: &v1::Traffic) -> BTreeSet<Key> {
-    let v1::Traffic { timeouts, retry, hedge, fault, load_balancer, breaker, bulkhead, health_check } = traffic;
+    let v1::Traffic { timeouts, retry, hedge, fault, load_balancer, breaker, bulkhead, health_check } =
+        traffic;
     let origins = [
         timeouts.as_ref().map(|part| &part.origin),
         retry.as_ref().map(|part| &part.origin),
@@ -80,7 +81,10 @@ mod tests {
                 ..Default::default()
             }],
             traffic: Some(v1::Traffic {
-                health_check: Some(v1::HealthCheck { origin: "TrafficPolicy m/mesh".into(), ..Default::default() }),
+                health_check: Some(v1::HealthCheck {
+                    origin: "TrafficPolicy m/mesh".into(),
+                    ..Default::default()
+                }),
                 retry: Some(v1::Retry::default()),
                 ..by("TrafficPolicy shop/service")
             }),
@@ -101,7 +105,10 @@ mod tests {
                 policies: vec![v1::AccessPolicy { name: "shop/pay".into(), ..Default::default() }],
                 ..Default::default()
             }),
-            concurrency: vec![v1::Concurrency { origin: "TrafficPolicy shop/limit".into(), ..Default::default() }],
+            concurrency: vec![v1::Concurrency {
+                origin: "TrafficPolicy shop/limit".into(),
+                ..Default::default()
+            }],
             ..Default::default()
         };
         let want = ["MeshDefaults m/default", "AccessPolicy shop/pay", "TrafficPolicy shop/limit"];

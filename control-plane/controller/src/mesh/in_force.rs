@@ -83,7 +83,8 @@ impl State {
     /// The viewer's own side without its claims, as the policies in force say.
     pub(super) fn inbound(&mut self, viewer: &Viewer) -> Option<v1::Inbound> {
         let resolution = Arc::clone(self.in_force.resolution.as_ref()?);
-        let known = self.in_force.viewers.get(&viewer.connection).and_then(|watching| watching.inbound.as_ref());
+        let known =
+            self.in_force.viewers.get(&viewer.connection).and_then(|watching| watching.inbound.as_ref());
         if let Some(inbound) = known {
             return Some(inbound.clone());
         }
@@ -128,11 +129,6 @@ impl Mesh {
     /// What is counted.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
-    }
-
-    /// The resolution in force; `None` until the policies were read.
-    pub(crate) fn resolution(&self) -> Option<Arc<Resolution>> {
-        self.state().in_force.resolution.clone()
     }
 
     /// The catalog as policies see it. External services are not in it: they are policies themselves.

@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrigger_consul::{
-    Client, KvOperation, KvOutcome, KvPair, MAX_TRANSACTION, MAX_TRANSACTION_BYTES, Scope, State, Status, Watch,
+    Client, KvOperation, KvOutcome, KvPair, MAX_TRANSACTION, MAX_TRANSACTION_BYTES, Scope, State, Status,
+    Watch,
 };
 use outrigger_policy::{Key, Policies, Stored, parse};
 use tokio::sync::{Notify, watch};
@@ -203,8 +204,11 @@ impl Shared {
         let mut faults = Vec::new();
         let revision = match revision {
             None if last.revision > 0 => {
-                let reason = format!("Consul's key {REVISION} is gone: the store was wiped; keeping the last policies. \
-                     Restore it, or write the key with the number {} to go on without what is missing", last.revision + 1);
+                let reason = format!(
+                    "Consul's key {REVISION} is gone: the store was wiped; keeping the last policies. \
+                     Restore it, or write the key with the number {} to go on without what is missing",
+                    last.revision + 1
+                );
                 self.publish(Picture { sync: degraded(&last.sync, reason), ..Picture::clone(&last) });
                 return None;
             }
@@ -232,7 +236,9 @@ impl Shared {
                     }
                     records.insert(key, record);
                 }
-                None => faults.push(Fault { subject: name.clone(), reason: "the key names no object".to_owned() }),
+                None => {
+                    faults.push(Fault { subject: name.clone(), reason: "the key names no object".to_owned() })
+                }
             }
         }
         held.records = records;
@@ -240,8 +246,11 @@ impl Shared {
         // once nothing is said. One that is broken later keeps what it last said.
         held.complete |= held.records.values().all(|record| record.stored.is_some());
         faults.truncate(MAX_FAULTS);
-        let policies: Policies =
-            held.records.iter().filter_map(|(key, record)| Some((key.clone(), record.stored.clone()?))).collect();
+        let policies: Policies = held
+            .records
+            .iter()
+            .filter_map(|(key, record)| Some((key.clone(), record.stored.clone()?)))
+            .collect();
         let sync = match status {
             _ if !held.complete => Sync::Never,
             Status::Synced => Sync::Synced,
@@ -260,10 +269,17 @@ impl Shared {
             if let Sync::Degraded { reason, .. } = &picture.sync
                 && !matches!(last.sync, Sync::Degraded { .. })
             {
-                tracing::warn!(reason, "policies cannot be read from Consul: the last good stay, writes fail");
+                tracing::warn!(
+                    reason,
+                    "policies cannot be read from Consul: the last good stay, writes fail"
+                );
             }
             for fault in picture.faults.iter().filter(|fault| !last.faults.contains(fault)) {
-                tracing::warn!(key = fault.subject, reason = fault.reason, "a policy in Consul cannot be used");
+                tracing::warn!(
+                    key = fault.subject,
+                    reason = fault.reason,
+                    "a policy in Consul cannot be used"
+                );
             }
             *last = Arc::new(picture);
             true

@@ -51,18 +51,15 @@ impl Embedded {
             let key = key.ok_or_else(|| unreadable(&record, "it names no object".to_owned()))?;
             histories.entry(key).or_default().push_back(Arc::new(past));
         }
-        let revision = store.load::<u64>(Table::PolicyRevision)?.into_iter().map(|(_, revision)| revision).max();
+        let revision =
+            store.load::<u64>(Table::PolicyRevision)?.into_iter().map(|(_, revision)| revision).max();
         let picture = Picture {
             revision: revision.unwrap_or(0),
             policies: Arc::new(policies),
             sync: Sync::Synced,
             faults: Vec::new(),
         };
-        Ok(Self {
-            store,
-            pictures: watch::Sender::new(Arc::new(picture)),
-            histories: Mutex::new(histories),
-        })
+        Ok(Self { store, pictures: watch::Sender::new(Arc::new(picture)), histories: Mutex::new(histories) })
     }
 }
 

@@ -160,7 +160,8 @@ fn outcome(policies: &Policies, write: &Write, revision: u64) -> Result<Outcome,
             Change::Put(object) => {
                 let key = object.key();
                 let before = policies.get(&key).cloned();
-                let object = stamped(object, before.as_deref().map(|stored| &stored.object), revision, write.at);
+                let object =
+                    stamped(object, before.as_deref().map(|stored| &stored.object), revision, write.at);
                 let stored = Stored {
                     object: object.clone(),
                     revision,

@@ -117,8 +117,9 @@ impl Resolution {
         }
         for (service, at) in claims {
             // A claim can be ahead of its registration, and of this resolution.
-            let covers =
-                |workload: &Workload| workload.address == at.ip() && workload.services.contains_key(service.as_str());
+            let covers = |workload: &Workload| {
+                workload.address == at.ip() && workload.services.contains_key(service.as_str())
+            };
             if !own.iter().any(covers) {
                 own.push(Workload {
                     identity: Some(identity.as_str().to_owned()),

@@ -92,7 +92,8 @@ async fn conforms(store: &dyn PolicyStore) {
     let fourth = store.commit(write(3, vec![Change::Delete(key("a"))])).await.unwrap();
     assert_eq!((fourth.revision, fourth.policies.len()), (4, 1));
     let history = store.history(&key("a")).await.unwrap();
-    let seen: Vec<_> = history.iter().map(|past| (past.revision, past.action, past.object.is_some())).collect();
+    let seen: Vec<_> =
+        history.iter().map(|past| (past.revision, past.action, past.object.is_some())).collect();
     assert_eq!(
         seen,
         [
@@ -182,7 +183,13 @@ async fn consul_conforms_and_its_history_is_cut() {
     let store = on(&fake);
     conforms(&store).await;
     let before = Arc::clone(&store.pictures().borrow());
-    let kept = || fake.world().keys.keys().filter(|key| key.starts_with("outrigger/history/AccessPolicy/shop/b/")).count();
+    let kept = || {
+        fake.world()
+            .keys
+            .keys()
+            .filter(|key| key.starts_with("outrigger/history/AccessPolicy/shop/b/"))
+            .count()
+    };
     tokio::time::timeout(Duration::from_mins(1), async {
         while kept() > HISTORY {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -261,7 +268,9 @@ async fn what_people_write_into_consul_counts_where_it_can_be_read() {
         // A record under another one's name.
         world.put_key(&path("c"), text.clone());
         // Readable, and yet no policy: an empty selector would be everybody.
-        let everybody = text.replace(r#"[{"serviceAccounts":["shop/web"]}]"#, "[]").replace(r#""name":"b""#, r#""name":"d""#);
+        let everybody = text
+            .replace(r#"[{"serviceAccounts":["shop/web"]}]"#, "[]")
+            .replace(r#""name":"b""#, r#""name":"d""#);
         world.put_key(&path("d"), everybody);
     });
     let picture = until(&store, |picture| picture.faults.len() == 4).await;

@@ -124,10 +124,13 @@ impl Writer {
         let writer = Arc::clone(self);
         let written = tokio::spawn(async move {
             let result = writer.try_apply(&apply).await;
-            let label = result.as_ref().map_or_else(Refused::label, |_| if apply.dry_run { "dry_run" } else { "done" });
+            let label = result
+                .as_ref()
+                .map_or_else(Refused::label, |_| if apply.dry_run { "dry_run" } else { "done" });
             writer.metrics.policy_writes.get_or_create(&ReasonLabel::new(label)).inc();
             if let Err(refused) = &result {
-                let objects: Vec<String> = apply.objects.iter().map(|object| object.key().to_string()).collect();
+                let objects: Vec<String> =
+                    apply.objects.iter().map(|object| object.key().to_string()).collect();
                 tracing::info!(target: "audit", author = apply.author, ?objects, reason = label, "policies not changed: {refused:?}");
             }
             result
@@ -148,7 +151,10 @@ impl Writer {
         let past = history.iter().find(|past| past.revision == revision);
         let past = past.ok_or_else(|| {
             let known: Vec<String> = history.iter().map(|past| past.revision.to_string()).collect();
-            Refused::Missing(format!("{key} was not written at revision {revision}; known are {}", known.join(", ")))
+            Refused::Missing(format!(
+                "{key} was not written at revision {revision}; known are {}",
+                known.join(", ")
+            ))
         })?;
         let (objects, deletions) = match past.object.clone() {
             Some(object) => (vec![object], Vec::new()),
@@ -164,7 +170,9 @@ impl Writer {
                 Sync::Synced => {}
                 Sync::Never => return Err(Refused::Unavailable(never_read(&picture))),
                 Sync::Degraded { reason, .. } => {
-                    return Err(Refused::Unavailable(format!("the store of policies cannot be read: {reason}")));
+                    return Err(Refused::Unavailable(format!(
+                        "the store of policies cannot be read: {reason}"
+                    )));
                 }
             }
             let (changes, mut results) = self.judge(apply, &picture)?;
@@ -200,7 +208,11 @@ impl Writer {
         for key in apply.objects.iter().map(Object::key).chain(apply.deletions.iter().cloned()) {
             if !seen.insert(key.clone()) {
                 let message = "the object is there twice".to_owned();
-                return Err(Refused::Invalid(vec![Fault { file: key.to_string(), message, ..Fault::default() }]));
+                return Err(Refused::Invalid(vec![Fault {
+                    file: key.to_string(),
+                    message,
+                    ..Fault::default()
+                }]));
             }
         }
         for (key, expected) in &apply.expect {
@@ -262,20 +274,20 @@ impl Writer {
 
     async fn await_in_force(&self, revision: u64) {
         let mut resolutions = self.resolutions.clone();
-        let there = resolutions.wait_for(|resolution| resolution.as_ref().is_some_and(|r| r.revision >= revision));
+        let there =
+            resolutions.wait_for(|resolution| resolution.as_ref().is_some_and(|r| r.revision >= revision));
         if tokio::time::timeout(IN_FORCE, there).await.is_err() {
-            tracing::warn!(revision, "policies are written, but were not resolved within {} s", IN_FORCE.as_secs());
+            tracing::warn!(
+                revision,
+                "policies are written, but were not resolved within {} s",
+                IN_FORCE.as_secs()
+            );
         }
     }
 }
 
 fn fault(finding: Finding) -> Fault {
-    Fault {
-        file: finding.key.to_string(),
-        path: finding.path,
-        message: finding.message,
-        ..Fault::default()
-    }
+    Fault { file: finding.key.to_string(), path: finding.path, message: finding.message, ..Fault::default() }
 }
 
 fn never_read(picture: &Picture) -> String {

@@ -294,7 +294,11 @@ impl Proxy {
 
     fn name(&self) -> String {
         let (node, _) = &*lock(&self.node);
-        if node.is_empty() { format!("{} at {}", self.viewer.identity, self.viewer.address) } else { node.clone() }
+        if node.is_empty() {
+            format!("{} at {}", self.viewer.identity, self.viewer.address)
+        } else {
+            node.clone()
+        }
     }
 
     fn view(&self, mesh: &Mesh, subscriptions: usize) -> ProxyView {

@@ -124,7 +124,8 @@ impl Externals {
         let wanted: BTreeSet<String> = resolved.flat_map(|external| external.hosts.iter().cloned()).collect();
         self.hosts.retain(|host, _| wanted.contains(host));
         for host in wanted {
-            let new = || Host { addresses: BTreeSet::new(), tried: false, due: Some(Instant::now()), fault: None };
+            let new =
+                || Host { addresses: BTreeSet::new(), tried: false, due: Some(Instant::now()), fault: None };
             self.hosts.entry(host).or_insert_with(new);
         }
     }
@@ -156,13 +157,18 @@ impl Externals {
         match result {
             Ok(found) if !found.addresses.is_empty() => {
                 host.due = Some(Instant::now() + found.ttl.clamp(MIN_TTL, MAX_TTL));
-                host.addresses = found.addresses.into_iter().map(|ip| ip.to_canonical()).take(MAX_ADDRESSES).collect();
+                host.addresses =
+                    found.addresses.into_iter().map(|ip| ip.to_canonical()).take(MAX_ADDRESSES).collect();
                 host.fault = None;
             }
             failed => {
                 let reason = failed.err().unwrap_or_else(|| "it has no address".to_owned());
                 if host.fault.is_none() {
-                    tracing::warn!(host = name, reason, "an external service's host cannot be looked up; its last addresses stay");
+                    tracing::warn!(
+                        host = name,
+                        reason,
+                        "an external service's host cannot be looked up; its last addresses stay"
+                    );
                 }
                 host.due = Some(Instant::now() + RETRY);
                 host.fault = Some(reason);
@@ -232,7 +238,12 @@ impl Externals {
                 }
             }
             None => {
-                for address in external.hosts.iter().filter_map(|host| self.hosts.get(host)).flat_map(|host| &host.addresses) {
+                for address in external
+                    .hosts
+                    .iter()
+                    .filter_map(|host| self.hosts.get(host))
+                    .flat_map(|host| &host.addresses)
+                {
                     instances.insert(*address, instance(address.to_string(), *address, 1, ""));
                 }
             }
