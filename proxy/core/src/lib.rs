@@ -13,6 +13,7 @@ pub mod detect;
 pub mod headers;
 pub mod key;
 pub mod mark;
+pub mod matching;
 pub mod model;
 pub mod reason;
 pub mod request;

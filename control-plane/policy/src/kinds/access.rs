@@ -1,0 +1,230 @@
+//! `AccessPolicy`: who may call a workload.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GrpcMethodMatch, PathMatchType};
+use crate::value::Rate;
+
+/// Who may call the target. All rules of all policies count together: any deny wins, then any allow, then
+/// `MeshDefaults.inbound`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AccessPolicy {
+    /// Which workloads it is about.
+    pub target_ref: AccessTarget,
+    /// Whether it decides.
+    #[serde(default, skip_serializing_if = "AccessMode::is_enforce")]
+    pub mode: AccessMode,
+    /// Who may, and who may not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<AccessRule>,
+    /// How much at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+}
+
+/// Which workloads an AccessPolicy is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AccessTarget {
+    /// How they are named.
+    pub kind: AccessTargetKind,
+    /// Of a Service of the policy's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Of Workloads of the policy's namespace: all of these.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// A Service's port, or the workloads' own; left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub port: Option<u16>,
+}
+
+/// How an AccessPolicy names workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum AccessTargetKind {
+    /// All; from the mesh's own namespace only.
+    Mesh,
+    /// All of the policy's namespace.
+    Namespace,
+    /// Those behind a service.
+    Service,
+    /// Those with labels.
+    Workload,
+}
+
+/// Whether a policy decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AccessMode {
+    /// It does.
+    #[default]
+    Enforce,
+    /// What it would decide is counted and logged.
+    Audit,
+}
+
+impl AccessMode {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_enforce(&self) -> bool {
+        matches!(self, Self::Enforce)
+    }
+}
+
+/// Who may, or may not, do what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AccessRule {
+    /// For logs and metrics; `rule <number>` from 0 where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Allow or Deny.
+    pub action: Action,
+    /// Any of these callers; left out: everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<Source>>,
+    /// Any of these requests; left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Vec<Operation>>,
+}
+
+/// What a rule says of what it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Action {
+    /// It may.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+/// Callers: all of what is set must hold; of a list, any.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Source {
+    /// SPIFFE ids; `*` at the end stands for any rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identities: Option<Vec<String>>,
+    /// Namespaces of the caller's identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<Vec<String>>,
+    /// `<namespace>/<service account>` of the caller's identity, in the mesh's own trust domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_accounts: Option<Vec<String>>,
+    /// Networks that the caller's address is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cidrs: Option<Vec<String>>,
+    /// `true`: callers without an identity, and only these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unauthenticated: bool,
+}
+
+/// Requests: all of what is set must hold; of a list, any, but of `headers` all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Operation {
+    /// The workload's ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(inner(range(min = 1)))]
+    pub ports: Option<Vec<u16>>,
+    /// Methods, as `GET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub methods: Option<Vec<String>>,
+    /// Paths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths: Option<Vec<PathCondition>>,
+    /// Headers, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<Vec<HeaderCondition>>,
+    /// gRPC methods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<Vec<GrpcMethodMatch>>,
+}
+
+/// A path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PathCondition {
+    /// How `value` is meant.
+    #[serde(rename = "type")]
+    pub kind: PathMatchType,
+    /// A path, the beginning of one by whole elements, or a regular expression of the whole.
+    pub value: String,
+}
+
+/// A header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HeaderCondition {
+    /// Its name, without regard to case.
+    pub name: String,
+    /// How `value` is meant. Exact where it is left out.
+    #[serde(rename = "type", default, skip_serializing_if = "HeaderConditionType::is_exact")]
+    pub kind: HeaderConditionType,
+    /// Its value, or a regular expression of the whole; not for Present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// How a header's value is meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HeaderConditionType {
+    /// It is equal.
+    #[default]
+    Exact,
+    /// It matches as a whole.
+    RegularExpression,
+    /// It is there, whatever it says.
+    Present,
+}
+
+impl HeaderConditionType {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_exact(&self) -> bool {
+        matches!(self, Self::Exact)
+    }
+}
+
+/// A bound on what each workload takes, kept at its own sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limit {
+    /// For logs and metrics; `limit <number>` from 0 where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What has a bound of its own.
+    pub per: LimitPer,
+    /// The header whose values each have a bound of their own, for Header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+    /// Requests a second, with up to three decimals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<Rate>,
+    /// Requests at once above the rate, at least 1; the rate of one second where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub burst: Option<u32>,
+    /// Open connections of one caller, for Caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_connections: Option<u32>,
+    /// Whose requests count; left out: everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<Source>>,
+    /// Which requests count; left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Vec<Operation>>,
+}
+
+/// What has a bound of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LimitPer {
+    /// All requests together.
+    Total,
+    /// Each caller: its identity, or its address where it has none.
+    Caller,
+    /// Each value of a header.
+    Header,
+}
