@@ -83,10 +83,7 @@ impl Server {
         let token = match &self.token {
             Token::Text(token) => token.clone(),
             Token::File(file) => std::fs::read_to_string(file).with_context(|| {
-                format!(
-                    "reading the API's token from {} (name another with --token-file)",
-                    file.display()
-                )
+                format!("reading the API's token from {} (name another with --token-file)", file.display())
             })?,
         };
         let stream = TcpStream::connect(&self.address)
@@ -112,7 +109,9 @@ impl Server {
             StatusCode::NO_CONTENT => Ok(Bytes::from_static(b"null")),
             status if status.is_success() => Ok(answer),
             StatusCode::UNAUTHORIZED => {
-                bail!("the controller does not accept this token (see --token-file and `outrigger context list`)")
+                bail!(
+                    "the controller does not accept this token (see --token-file and `outrigger context list`)"
+                )
             }
             status => Err(Refusal::new(status, &answer).into()),
         }
@@ -124,7 +123,7 @@ impl Server {
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     message: String,
-    faults: Vec<Fault>,
+    pub(crate) faults: Vec<Fault>,
 }
 
 impl Refusal {

@@ -108,8 +108,9 @@ impl File {
         if let Some(path) = &self.config {
             return Ok(path.clone());
         }
-        let home = std::env::home_dir()
-            .context("finding ~/.config/outrigger/config.yaml: HOME is not set (name a file with --config)")?;
+        let home = std::env::home_dir().context(
+            "finding ~/.config/outrigger/config.yaml: HOME is not set (name a file with --config)",
+        )?;
         Ok(home.join(".config/outrigger/config.yaml"))
     }
 

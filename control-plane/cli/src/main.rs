@@ -2,7 +2,7 @@
 //!
 //! Commands about the mesh talk to the controller's API and to nothing else; `demo` starts a whole mesh of its own.
 //!
-//! Exit codes are part of the interface: scripts branch on them. They are kubectl's, and the house's 64 for a
+//! Exit codes are part of the interface: scripts branch on them. They are kubectl's, and the 64 of all binaries for a
 //! configuration that cannot be used.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod config;
 mod context;
 mod demo;
 mod output;
+mod policy;
 mod proxies;
 mod services;
 mod token;
@@ -21,8 +22,10 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-/// A command that was not done, or whose answer is no.
-const FAILURE: u8 = 1;
+/// A command that was not done, or a question whose answer is no.
+const NO: u8 = 1;
+/// A question that could not be answered; also what clap exits with when the command line is wrong.
+const UNKNOWN: u8 = 2;
 /// The file of contexts cannot be used (`sysexits.h`, EX_USAGE, as the other binaries).
 const BAD_CONFIG: u8 = 64;
 
@@ -43,6 +46,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write, read, compare, test and explain policies
+    Policy(policy::Arguments),
     /// List the services that the controller knows
     Services(services::Arguments),
     /// List the endpoints of services
@@ -65,19 +70,33 @@ enum Command {
     DemoApp(demo::app::Arguments),
 }
 
+/// What a command came to. Its exit code is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Done; for a question: yes.
+    Yes,
+    /// A question was answered: there are differences, or a case failed.
+    No,
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match run(Arguments::parse().command).await {
-        Ok(()) => ExitCode::SUCCESS,
+    let command = Arguments::parse().command;
+    let failure =
+        if matches!(&command, Command::Policy(policy) if policy.is_question()) { UNKNOWN } else { NO };
+    match run(command).await {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => NO.into(),
         Err(error) => {
             eprintln!("outrigger: {error:#}");
-            if error.is::<config::BadConfig>() { BAD_CONFIG.into() } else { FAILURE.into() }
+            if error.is::<config::BadConfig>() { BAD_CONFIG.into() } else { failure.into() }
         }
     }
 }
 
-async fn run(command: Command) -> Result<()> {
+async fn run(command: Command) -> Result<Answer> {
     match command {
+        Command::Policy(arguments) => return policy::run(arguments).await,
         Command::Services(arguments) => services::run(arguments).await,
         Command::Endpoints(arguments) => services::run_endpoints(arguments).await,
         Command::Proxies(arguments) => proxies::run(arguments).await,
@@ -86,7 +105,8 @@ async fn run(command: Command) -> Result<()> {
         Command::Completions { shell } => completions(shell),
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::DemoApp(arguments) => demo::app::run(arguments).await,
-    }
+    }?;
+    Ok(Answer::Yes)
 }
 
 fn completions(shell: Shell) -> Result<()> {

@@ -83,7 +83,8 @@ impl Proxy {
     fn is_called(&self, name: &str) -> bool {
         let account = self.identity.rsplit('/').next().unwrap_or_default();
         let ip = self.address.rsplit_once(':').map_or(self.address.as_str(), |(ip, _)| ip);
-        [self.identity.as_str(), account, &self.node, &self.address, ip.trim_matches(['[', ']'])].contains(&name)
+        [self.identity.as_str(), account, &self.node, &self.address, ip.trim_matches(['[', ']'])]
+            .contains(&name)
     }
 
     fn nacks(&self) -> impl Iterator<Item = &Nack> {
@@ -93,10 +94,9 @@ impl Proxy {
     fn held(&self) -> impl Iterator<Item = Held> {
         self.types.iter().flat_map(move |(kind, state)| {
             state.subscriptions.iter().map(move |subscription| {
-                let refused =
-                    state.nack.as_ref().filter(|nack| {
-                        subscription.state == "refused" && nack.names.contains(&subscription.name)
-                    });
+                let refused = state.nack.as_ref().filter(|nack| {
+                    subscription.state == "refused" && nack.names.contains(&subscription.name)
+                });
                 Held {
                     proxy: self.address.clone(),
                     kind: kind.clone(),
@@ -111,7 +111,8 @@ impl Proxy {
 }
 
 impl Row for Proxy {
-    const COLUMNS: &[&str] = &["IDENTITY", "ADDRESS", "AGENT", "CONNECTED", "ACKED", "CLAIMS", "REFUSED BY IT"];
+    const COLUMNS: &[&str] =
+        &["IDENTITY", "ADDRESS", "AGENT", "CONNECTED", "ACKED", "CLAIMS", "REFUSED BY IT"];
     const WIDE: &[&str] = &["NODE", "BY TYPE"];
 
     fn name(&self) -> String {
@@ -136,8 +137,11 @@ impl Row for Proxy {
     }
 
     fn wide(&self) -> Vec<String> {
-        let types: Vec<String> =
-            self.types.iter().map(|(kind, state)| format!("{kind} {}", acked(&state.subscriptions))).collect();
+        let types: Vec<String> = self
+            .types
+            .iter()
+            .map(|(kind, state)| format!("{kind} {}", acked(&state.subscriptions)))
+            .collect();
         vec![self.node.clone(), types.join(", ")]
     }
 

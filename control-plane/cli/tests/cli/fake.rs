@@ -30,7 +30,7 @@ pub(crate) struct Fake {
 #[derive(Default)]
 struct State {
     revision: u64,
-    /// `kind/namespace/name` to its revisions; the last one is what holds, null is deleted.
+    /// `<kind> <namespace>/<name>` to its revisions; the last one is what holds, unless it has no object.
     objects: BTreeMap<String, Vec<Value>>,
     is_down: bool,
 }
@@ -152,7 +152,8 @@ fn serve(mut stream: &TcpStream, state: &mut State) {
     };
     let answer = answer.to_string();
     let mut head = String::new();
-    let _ = write!(head, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
+    let _ =
+        write!(head, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
     let _ = stream.write_all((head + &answer).as_bytes());
 }
 
@@ -180,8 +181,162 @@ fn answer(state: &mut State, method: &str, target: &str, body: &Value) -> Answer
             }
             ("200 OK", json!({ "items": items }))
         }
-        _ => error("404 Not Found", "not_found", "there is no such thing"),
+        ("GET", ["catalog"]) => ("200 OK", catalog()),
+        ("GET", ["policies"]) => ("200 OK", state.list(&query)),
+        ("POST", ["policies", "apply"]) => state.apply(body),
+        (_, ["policies", kind, namespace, name, rest @ ..]) => {
+            let key = format!("{kind} {namespace}/{name}");
+            match (method, rest) {
+                ("GET", []) if state.item(&key).is_some() => ("200 OK", state.item(&key).unwrap()),
+                ("DELETE", []) if state.item(&key).is_some() => state.delete(&key, &query),
+                ("GET", ["history"]) if state.objects.contains_key(&key) => {
+                    let past: Vec<&Value> = state.objects[&key].iter().rev().collect();
+                    ("200 OK", json!({ "items": past }))
+                }
+                ("POST", ["rollback"]) if state.objects.contains_key(&key) => state.rollback(&key, body),
+                _ => error("404 Not Found", "missing", &format!("there is no {key}")),
+            }
+        }
+        _ => error("404 Not Found", "missing", "there is no such thing"),
     }
+}
+
+impl State {
+    /// An object as the API gives it, if it is there.
+    fn item(&self, key: &str) -> Option<Value> {
+        let past = self.objects.get(key)?;
+        let last = past.last()?;
+        let object = last.get("object")?;
+        // An object that says so has not been taken by everybody.
+        let labels = &object["metadata"]["labels"];
+        let status = match labels["fate"].as_str() {
+            Some("refused") => json!({
+                "conditions": [{ "type": "Accepted", "status": "True", "reason": "Accepted", "message": "" }],
+                "proxies": { "on": 2, "accepted": 1, "refused": [
+                    { "proxy": "spiffe://outrigger.local/ns/shop/sa/web (10.0.0.3)", "reason": "route 0: no such filter" },
+                ] },
+            }),
+            Some("conflicted") => json!({
+                "conditions": [{ "type": "Accepted", "status": "False", "reason": "Conflicted",
+                    "message": "TrafficPolicy shop/older has the same target" }],
+                "proxies": { "on": 0, "accepted": 0, "refused": [] },
+            }),
+            _ => json!({
+                "conditions": [{ "type": "Accepted", "status": "True", "reason": "Accepted", "message": "" }],
+                "proxies": { "on": 2, "accepted": 2, "refused": [] },
+            }),
+        };
+        Some(json!({
+            "object": object, "revision": last["revision"], "created": past[0]["time"], "updated": last["time"],
+            "author": last["author"], "status": status,
+        }))
+    }
+
+    fn list(&self, query: &BTreeMap<&str, &str>) -> Value {
+        let is_wanted = |item: &Value| {
+            query.get("kind").is_none_or(|kind| item["object"]["kind"] == *kind)
+                && query.get("namespace").is_none_or(|name| item["object"]["metadata"]["namespace"] == *name)
+        };
+        let items: Vec<Value> =
+            self.objects.keys().filter_map(|key| self.item(key)).filter(is_wanted).collect();
+        json!({ "revision": self.revision, "items": items })
+    }
+
+    fn apply(&mut self, body: &Value) -> Answer {
+        let mut results = Vec::new();
+        let objects = body["objects"].as_array().unwrap();
+        for object in objects {
+            let key = key_of(object);
+            let held = self.item(&key).map_or(json!(0), |item| item["revision"].clone());
+            if let Some(expected) = body["expect"].get(&key).filter(|expected| **expected != held) {
+                let text = format!("{key} is at revision {held}, not at {expected}; read it again");
+                return error("409 Conflict", "conflict", &text);
+            }
+            // What the controller finds wrong beyond the shape.
+            if object["spec"]["targetRef"]["name"] == "nowhere" {
+                let fault = json!({ "file": key, "line": 0, "column": 0, "path": "spec.targetRef.name",
+                    "message": "there is no service nowhere.shop" });
+                let error =
+                    json!({ "code": "invalid", "message": "the objects have faults", "faults": [fault] });
+                return ("422 Unprocessable Entity", json!({ "error": error }));
+            }
+        }
+        for object in objects {
+            let key = key_of(object);
+            let item = self.item(&key);
+            let action = match &item {
+                Some(item) if item["object"]["spec"] == object["spec"] => "unchanged",
+                Some(_) => "configured",
+                None => "created",
+            };
+            if action != "unchanged" && body["dryRun"] == false {
+                self.write(&key, action, Some(object));
+            }
+            let revision = self.item(&key).map_or(json!(0), |item| item["revision"].clone());
+            let is_audit = object["spec"]["mode"] == "Audit";
+            let warnings = if is_audit { vec!["spec.mode: nothing is refused by it"] } else { Vec::new() };
+            results.push(json!({ "key": key, "action": action, "revision": revision, "warnings": warnings }));
+        }
+        ("200 OK", json!({ "revision": self.revision, "results": results }))
+    }
+
+    fn delete(&mut self, key: &str, query: &BTreeMap<&str, &str>) -> Answer {
+        let held = self.item(key).unwrap()["revision"].to_string();
+        if query.get("revision").is_some_and(|revision| *revision != held) {
+            return error("409 Conflict", "conflict", &format!("{key} is at revision {held}"));
+        }
+        if query["dryRun"] == "false" {
+            self.write(key, "deleted", None);
+        }
+        ("200 OK", json!({ "revision": self.revision }))
+    }
+
+    fn rollback(&mut self, key: &str, body: &Value) -> Answer {
+        let past = self.objects[key].iter().find(|past| past["revision"] == body["revision"]);
+        match past.and_then(|past| past.get("object")).cloned() {
+            Some(object) => {
+                self.apply(&json!({ "objects": [object], "dryRun": body["dryRun"], "expect": {} }))
+            }
+            None => error("404 Not Found", "missing", "there is no such revision"),
+        }
+    }
+
+    fn write(&mut self, key: &str, action: &str, object: Option<&Value>) {
+        self.revision += 1;
+        let mut past = json!({
+            "revision": self.revision, "time": now() - LONG_AGO, "author": "admin", "action": action,
+        });
+        if let Some(object) = object {
+            past["object"] = object.clone();
+        }
+        self.objects.entry(key.to_owned()).or_default().push(past);
+    }
+}
+
+fn key_of(object: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let metadata = &object["metadata"];
+    format!("{} {}/{}", text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
+}
+
+/// Two services of the namespace `shop`, one workload each.
+fn catalog() -> Value {
+    let service = |name: &str, at: u8| {
+        json!({
+            "name": name, "namespace": "shop",
+            "ports": [{ "port": 8080, "name": "http", "protocol": "HTTP1" }],
+            "endpoints": [{
+                "id": format!("{name}-1"), "address": format!("10.0.0.{at}"), "ports": { "8080": 8080 },
+                "identity": format!("spiffe://outrigger.local/ns/shop/sa/{name}"), "zone": "a",
+                "health": "Healthy", "labels": {},
+            }],
+        })
+    };
+    json!({
+        "trustDomain": "outrigger.local", "meshNamespace": "outrigger-system",
+        "defaults": { "mtls": "Strict", "inbound": "Allow", "outbound": "Allow" },
+        "services": [service("orders", 1), service("web", 3)],
+    })
 }
 
 fn now() -> u64 {
@@ -226,9 +381,7 @@ fn endpoints() -> Vec<Value> {
 }
 
 fn proxies() -> Value {
-    let claim = |accepted: bool, message: &str| {
-        json!({ "service": "orders.shop", "address": "10.0.0.1", "port": 8080, "accepted": accepted, "message": message })
-    };
+    let claim = |accepted: bool, message: &str| json!({ "service": "orders.shop", "address": "10.0.0.1", "port": 8080, "accepted": accepted, "message": message });
     json!([
         {
             "identity": "spiffe://outrigger.local/ns/shop/sa/orders", "address": "10.0.0.1:40000", "node": "orders-1",

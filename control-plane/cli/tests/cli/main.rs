@@ -4,3 +4,5 @@
 mod contexts;
 mod fake;
 mod lists;
+mod policies;
+
