@@ -5,13 +5,23 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+mod check;
+mod de;
 pub mod fault;
+pub mod fields;
 pub mod kind;
 pub mod kinds;
 pub mod object;
+pub mod parse;
+pub mod schema;
+mod tree;
+pub mod validate;
 pub mod value;
 
 pub use catalog::Catalog;
 pub use fault::{Fault, Finding, Findings};
+pub use fields::fields;
 pub use kind::{Key, Kind};
 pub use object::{Metadata, Object, Policies, Spec, Stored};
+pub use parse::{Documents, Parsed, ParsedTest, parse, parse_with_tests};
+pub use validate::validate;

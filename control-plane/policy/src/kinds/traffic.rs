@@ -342,7 +342,7 @@ pub struct HealthCheck {
     /// How long an answer may take; 1 s where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
-    /// Good answers in a row that bring it back; 2 where it is left out.
+    /// Good answers in a row that bring it back; 1 where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub healthy: Option<u32>,

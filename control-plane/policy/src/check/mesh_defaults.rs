@@ -1,0 +1,51 @@
+//! `MeshDefaults`.
+
+use super::{Problems, names};
+use crate::kinds::MeshDefaults;
+
+/// Probes of one object.
+const MAX_PROBES: usize = 64;
+/// Networks of one probe.
+const MAX_NODES: usize = 64;
+
+pub(super) fn check(out: &mut Problems, name: &str, spec: &MeshDefaults) {
+    if name != "default" {
+        out.error(
+            "metadata.name",
+            "is not `default`: there is one MeshDefaults in a namespace, of this name",
+        );
+    }
+    if *spec == MeshDefaults::default() {
+        out.warn("spec", "says nothing");
+    }
+    out.at_most("spec.probes", &spec.probes, MAX_PROBES);
+    for (number, probe) in spec.probes.iter().enumerate() {
+        let at = format!("spec.probes[{number}]");
+        if probe.port == 0 {
+            out.error(format!("{at}.port"), "0 is not 1 to 65535");
+        }
+        match (&probe.path, probe.nodes.is_empty()) {
+            (Some(path), true) => {
+                let fault = match path.contains('?') {
+                    true => Err("has a query: a probe is known by its path without it".to_owned()),
+                    false => names::path(path),
+                };
+                out.take(format!("{at}.path"), fault);
+            }
+            (None, false) => {}
+            (Some(_), false) => out.error(&at, "has both `path` and `nodes`: write two probes"),
+            (None, true) => out.error(&at, "has neither `path` (an HTTP probe) nor `nodes` (a TCP probe)"),
+        }
+        match &probe.method {
+            Some(_) if probe.path.is_none() => {
+                out.error(format!("{at}.method"), "is for a probe with a `path`");
+            }
+            Some(method) => out.take(format!("{at}.method"), names::method(method)),
+            None => {}
+        }
+        out.at_most(&format!("{at}.nodes"), &probe.nodes, MAX_NODES);
+        for (index, node) in probe.nodes.iter().enumerate() {
+            out.take(format!("{at}.nodes[{index}]"), names::cidr(node));
+        }
+    }
+}
