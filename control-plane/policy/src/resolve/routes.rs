@@ -1,0 +1,310 @@
+//! Which routes hold for a service, at which ports, for whom: the Gateway API's rules for meshes (GEP-1294).
+//!
+//! - A route of the service's own namespace is a producer's and holds for everybody. One of another namespace is a consumer's: it holds
+//!   for clients of its own namespace, and at its ports replaces the producer's for them.
+//! - Several routes of one kind are merged; where they match alike, the oldest wins, then the first by `<namespace>/<name>`.
+//! - At one port there is one kind: a GRPCRoute is more specific and takes it from HTTPRoutes, whatever their age. An HTTPRoute that
+//!   loses all its ports is not accepted, one that keeps some says which it lost.
+//! - A port with a TrafficPolicy of its own has copies of the routes, and where it has none a rule that leads to itself: the wire says
+//!   how a service is called for the service and for rules, not for ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use outrigger_api::v1;
+
+use super::condition::{Condition, ConditionReason, Conditions};
+use super::layers::Layer;
+use super::rules::{Reader, Rule};
+use super::services::{Ports, Services};
+use super::targets::{Target, Targets};
+use super::{ByAge, ServicePolicy};
+use crate::kind::{Key, Kind};
+use crate::kinds::ParentReference;
+use crate::object::{Spec, Stored};
+
+/// Ports of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum PortSet {
+    All,
+    These(BTreeSet<u16>),
+}
+
+impl PortSet {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::These(ports) if ports.is_empty())
+    }
+
+    fn has(&self, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(ports) => ports.contains(&port),
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::All, _) => {}
+            (_, Self::All) => *self = Self::All,
+            (Self::These(ports), Self::These(others)) => ports.extend(others),
+        }
+    }
+
+    /// Without others. All but some of a service whose ports cannot be listed cannot be said, and is none.
+    fn without(self, others: &Self, service: &Ports) -> Self {
+        let Self::These(others) = others else { return Self::These(BTreeSet::new()) };
+        if others.is_empty() {
+            return self;
+        }
+        let mut ports = match self {
+            Self::These(ports) => ports,
+            Self::All => service.all().unwrap_or_default().into_iter().collect(),
+        };
+        ports.retain(|port| !others.contains(port));
+        Self::These(ports)
+    }
+
+    fn to_wire(&self) -> Vec<u32> {
+        match self {
+            Self::All => Vec::new(),
+            Self::These(ports) => ports.iter().map(|port| (*port).into()).collect(),
+        }
+    }
+}
+
+/// Whose routes: of a service, the producer's (no namespace) or those of one consumer namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Side {
+    service: String,
+    client_namespace: Option<String>,
+}
+
+/// A route at a service.
+struct Attached<'a> {
+    key: &'a Key,
+    created: i64,
+    ports: PortSet,
+    rules: &'a [Rule],
+}
+
+/// A parent of a route, as far as it is there.
+struct Parent<'a> {
+    reference: &'a ParentReference,
+    found: Result<(Side, PortSet), String>,
+}
+
+/// A route with what it refers to.
+struct Read<'a> {
+    key: &'a Key,
+    created: i64,
+    rules: Vec<Rule>,
+    references: Condition,
+    parents: Vec<Parent<'a>>,
+}
+
+/// What holds for each service that a route or a TrafficPolicy names.
+pub(crate) fn services(
+    by_age: &ByAge<'_>,
+    services: &Services,
+    targets: &Targets,
+    conditions: &mut Conditions,
+) -> BTreeMap<String, ServicePolicy> {
+    let read: Vec<Read<'_>> =
+        by_age.iter().filter_map(|(key, stored)| self::read(key, stored, services)).collect();
+    let attached = attach(&read, services, conditions);
+    let mut names: BTreeSet<&str> = targets.services().collect();
+    names.extend(attached.keys().map(|side| &*side.service));
+    names.into_iter().map(|name| (name.to_owned(), service(name, &attached, services, targets))).collect()
+}
+
+fn read<'a>(key: &'a Key, stored: &'a Stored, services: &Services) -> Option<Read<'a>> {
+    let origin = key.to_string();
+    let mut reader = Reader { services, namespace: &key.namespace, origin: &origin, faults: Vec::new() };
+    let (parents, rules) = match &stored.object.spec {
+        Spec::HttpRoute(route) => (&route.parent_refs, reader.http(&route.rules)),
+        Spec::GrpcRoute(route) => (&route.parent_refs, reader.grpc(&route.rules)),
+        _ => return None,
+    };
+    let references = Condition::references(&reader.faults);
+    let parents = parents
+        .iter()
+        .filter(|parent| parent.is_service())
+        .map(|reference| Parent { reference, found: parent(key, reference, services) })
+        .collect();
+    Some(Read { key, created: stored.created, rules, references, parents })
+}
+
+fn parent(route: &Key, reference: &ParentReference, services: &Services) -> Result<(Side, PortSet), String> {
+    let namespace = reference.namespace.as_ref().unwrap_or(&route.namespace);
+    let service = format!("{}.{namespace}", reference.name);
+    let ports = services.check(&service, reference.port)?;
+    let named = match &reference.section_name {
+        None => None,
+        Some(name) => match ports.named(name) {
+            Some(port) if reference.port.is_none_or(|other| other == port) => Some(port),
+            Some(port) => return Err(format!("port {name} of service {service} is {port}")),
+            None => return Err(format!("service {service} has no port named {name}")),
+        },
+    };
+    let ports = reference.port.or(named).map_or(PortSet::All, |port| PortSet::These([port].into()));
+    let client_namespace = (*namespace != route.namespace).then(|| route.namespace.clone());
+    Ok((Side { service, client_namespace }, ports))
+}
+
+/// Says for each parent whether it takes the route, and collects what holds where, the oldest first.
+fn attach<'a>(
+    read: &'a [Read<'a>],
+    services: &Services,
+    conditions: &mut Conditions,
+) -> BTreeMap<Side, Vec<Attached<'a>>> {
+    let mut grpc: BTreeMap<&Side, PortSet> = BTreeMap::new();
+    for route in read.iter().filter(|route| route.key.kind == Kind::GrpcRoute) {
+        for (side, ports) in route.parents.iter().filter_map(|parent| parent.found.as_ref().ok()) {
+            grpc.entry(side).or_insert(PortSet::These(BTreeSet::new())).join(ports.clone());
+        }
+    }
+    let mut attached: BTreeMap<Side, Vec<Attached<'a>>> = BTreeMap::new();
+    for route in read {
+        for parent in &route.parents {
+            let condition = match &parent.found {
+                Err(fault) => Condition::refused(ConditionReason::NoMatchingParent, fault.clone()),
+                Ok((side, ports)) => {
+                    let taken = grpc.get(side).filter(|_| route.key.kind == Kind::HttpRoute);
+                    let (Some(service), ports) = (services.get(&side.service), ports.clone()) else {
+                        continue;
+                    };
+                    let left = taken.map_or(ports.clone(), |taken| ports.clone().without(taken, service));
+                    let condition = accepted(side, &ports, &left);
+                    if !left.is_empty() {
+                        let of_side = attached.entry(side.clone()).or_default();
+                        match of_side.iter_mut().find(|other| other.key == route.key) {
+                            Some(same) => same.ports.join(left),
+                            None => of_side.push(Attached {
+                                key: route.key,
+                                created: route.created,
+                                ports: left,
+                                rules: &route.rules,
+                            }),
+                        }
+                    }
+                    condition
+                }
+            };
+            conditions.add(route.key, condition.of_parent(parent.reference));
+            conditions.add(route.key, route.references.clone().of_parent(parent.reference));
+        }
+        if route.parents.is_empty() {
+            let message = "no parent is a Service: it is nothing to the mesh";
+            conditions.add(route.key, Condition::refused(ConditionReason::NoMatchingParent, message));
+        }
+    }
+    attached
+}
+
+fn accepted(side: &Side, asked: &PortSet, left: &PortSet) -> Condition {
+    if left.is_empty() {
+        let message =
+            format!("a GRPCRoute has these ports of service {}, and is more specific", side.service);
+        return Condition::refused(ConditionReason::Conflicted, message);
+    }
+    let whom = match &side.client_namespace {
+        None => "everybody".to_owned(),
+        Some(namespace) => format!("clients of namespace {namespace}"),
+    };
+    let mut message = format!("it holds for {whom}");
+    if left != asked {
+        let ports: Vec<String> = left.to_wire().iter().map(u32::to_string).collect();
+        message = format!("{message}, at port {} only: a GRPCRoute has the others", ports.join(", "));
+    }
+    Condition::accepted(message)
+}
+
+fn service(
+    name: &str,
+    attached: &BTreeMap<Side, Vec<Attached<'_>>>,
+    services: &Services,
+    targets: &Targets,
+) -> ServicePolicy {
+    let namespace = crate::catalog::split_service(name).map_or("", |(_, namespace)| namespace);
+    let whole = targets.of_service(name, namespace);
+    let special: BTreeSet<u16> = targets.ports_of(name).collect();
+    let sides = attached
+        .range(Side { service: name.to_owned(), client_namespace: None }..)
+        .take_while(|(side, _)| side.service == name);
+    let mut routes = Vec::new();
+    let mut produced = PortSet::These(BTreeSet::new());
+    for (side, of_side) in sides {
+        for route in of_side {
+            if side.client_namespace.is_none() {
+                produced.join(route.ports.clone());
+            }
+            for &port in special.iter().filter(|port| route.ports.has(**port)) {
+                let layers = with_port(&whole, name, port, targets);
+                routes.push(wire_route(side, route, &PortSet::These([port].into()), &layers, targets));
+            }
+            // Where the ports cannot be listed, the copies above come first and win by that.
+            let rest = match services.get(name) {
+                Some(ports) if ports.all().is_some() || route.ports != PortSet::All => {
+                    route.ports.clone().without(&PortSet::These(special.clone()), ports)
+                }
+                _ => route.ports.clone(),
+            };
+            if !rest.is_empty() {
+                routes.push(wire_route(side, route, &rest, &whole, targets));
+            }
+        }
+    }
+    let bare = special.iter().filter(|port| !produced.has(**port));
+    routes.extend(
+        bare.filter_map(|port| route_to_itself(name, *port, &with_port(&whole, name, *port, targets))),
+    );
+    ServicePolicy { routes, traffic: Layer::merged(whole).to_wire() }
+}
+
+fn with_port<'a>(whole: &[&'a Layer], service: &str, port: u16, targets: &'a Targets) -> Vec<&'a Layer> {
+    let own = targets.get(&Target::Port(service.to_owned(), port));
+    whole.iter().copied().chain(own).collect()
+}
+
+fn wire_route(
+    side: &Side,
+    route: &Attached<'_>,
+    ports: &PortSet,
+    layers: &[&Layer],
+    targets: &Targets,
+) -> v1::Route {
+    let of_route = targets.get(&Target::Route(route.key.clone()));
+    let rules = route.rules.iter().enumerate().map(|(at, rule)| {
+        let of_rule = targets.get(&Target::Rule(route.key.clone(), at));
+        let layers = layers.iter().copied().chain(of_route).chain(of_rule).chain([&rule.layer]);
+        v1::RouteRule { traffic: Layer::merged(layers).to_wire(), ..rule.wire.clone() }
+    });
+    v1::Route {
+        kind: route.key.kind.name().to_owned(),
+        name: format!("{}/{}", route.key.namespace, route.key.name),
+        client_namespace: side.client_namespace.clone().unwrap_or_default(),
+        ports: ports.to_wire(),
+        created: route.created,
+        rules: rules.collect(),
+    }
+}
+
+/// What a port's own policy comes to where no route is attached to it.
+fn route_to_itself(service: &str, port: u16, layers: &[&Layer]) -> Option<v1::Route> {
+    let traffic = Layer::merged(layers.iter().copied()).to_wire()?;
+    let (name, namespace) = crate::catalog::split_service(service)?;
+    let backend =
+        v1::Backend { service: service.to_owned(), port: port.into(), weight: 1, ..v1::Backend::default() };
+    let rule = v1::RouteRule {
+        name: format!("port {port}"),
+        backends: vec![backend],
+        traffic: Some(traffic),
+        ..v1::RouteRule::default()
+    };
+    Some(v1::Route {
+        kind: Kind::HttpRoute.name().to_owned(),
+        name: format!("{namespace}/{name}"),
+        ports: vec![port.into()],
+        rules: vec![rule],
+        ..v1::Route::default()
+    })
+}
