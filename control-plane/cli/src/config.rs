@@ -184,6 +184,11 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// One that says nothing yet.
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
     /// Where its token comes from, without the token.
     pub(crate) fn token_source(&self) -> String {
         match (&self.token, &self.token_file) {

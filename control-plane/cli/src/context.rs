@@ -120,7 +120,7 @@ impl Set {
         let (path, mut config) = self.file.load_or_new()?;
         let at = config.contexts.iter().position(|context| context.name == self.name);
         let at = at.unwrap_or_else(|| {
-            config.contexts.push(Context { name: self.name.clone(), ..Context::default() });
+            config.contexts.push(Context::new(&self.name));
             config.contexts.len() - 1
         });
         let context = &mut config.contexts[at];

@@ -13,6 +13,7 @@ mod demo;
 mod output;
 mod policy;
 mod proxies;
+mod schema;
 mod services;
 mod token;
 
@@ -58,6 +59,8 @@ enum Command {
     Token(token::Arguments),
     /// Choose between controllers
     Context(context::Arguments),
+    /// Print the schema of a kind, or list the kinds
+    Schema(schema::Arguments),
     /// Print a shell's completions, for `source <(outrigger completions bash)`
     Completions {
         /// The shell
@@ -102,6 +105,7 @@ async fn run(command: Command) -> Result<Answer> {
         Command::Proxies(arguments) => proxies::run(arguments).await,
         Command::Token(arguments) => token::run(arguments).await,
         Command::Context(arguments) => context::run(arguments),
+        Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions { shell } => completions(shell),
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::DemoApp(arguments) => demo::app::run(arguments).await,

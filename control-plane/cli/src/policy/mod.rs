@@ -8,6 +8,7 @@ mod files;
 mod get;
 mod history;
 mod names;
+mod validate;
 mod write;
 
 use anyhow::Result;
@@ -35,6 +36,8 @@ enum Command {
     Describe(get::Describe),
     /// Delete objects
     Delete(write::Delete),
+    /// Check files, with no controller needed
+    Validate(validate::Arguments),
     /// List the last revisions of an object
     History(history::Arguments),
     /// Write an earlier revision of an object again
@@ -74,6 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Answer> {
         Command::Get(get) => get.run().await,
         Command::Describe(describe) => describe.run().await,
         Command::Delete(delete) => delete.run().await,
+        Command::Validate(validate) => validate.run().await,
         Command::History(history) => history.run().await,
         Command::Rollback(rollback) => rollback.run().await,
     }?;

@@ -55,3 +55,16 @@ fn completions_know_the_commands() {
         assert!(script.code == 0 && script.stdout.contains("endpoints"), "{shell}: {script}");
     }
 }
+
+#[test]
+fn kinds_have_schemas() {
+    let fake = Fake::start();
+    insta::assert_snapshot!(fake.run(&["schema"]));
+    let schema: serde_json::Value = serde_json::from_str(&fake.run(&["schema", "ap"]).stdout).unwrap();
+    assert_eq!(schema["title"], "AccessPolicy");
+    let crd = fake.run(&["schema", "AccessPolicy", "-o", "crd"]).stdout;
+    assert!(crd.contains("kind: CustomResourceDefinition"), "{crd}");
+    assert_eq!(fake.run(&["schema", "policytest"]).code, 0);
+    let gateway = fake.run(&["schema", "HTTPRoute", "-o", "crd"]);
+    assert!(gateway.code == 1 && gateway.stderr.contains("the Gateway API's"), "{gateway}");
+}

@@ -5,4 +5,3 @@ mod contexts;
 mod fake;
 mod lists;
 mod policies;
-

@@ -199,3 +199,18 @@ fn an_object_goes_back_to_what_it_was() {
     let only = fake.run(&["policy", "rollback", "tp/shop/orders"]);
     assert!(only.code == 1 && only.stderr.contains("no earlier revision"), "{only}");
 }
+
+#[test]
+fn files_are_validated_with_and_without_a_controller() {
+    let fake = Fake::start();
+    fake.write("a.yaml", ACCESS);
+    let alone = fake.run_in(&["policy", "validate", "-f", "a.yaml"], "", &[]);
+    assert_eq!(alone.stdout, "1 object is valid; references were not checked (--live does)\n", "{alone}");
+    let live = fake.run(&["policy", "validate", "-f", "a.yaml", "--live"]);
+    assert_eq!(live.stdout, "1 object is valid; references hold\n", "{live}");
+    // A reference that leads nowhere yet is a warning with its place.
+    fake.write("b.yaml", &ACCESS.replace("kind: Service, name: orders", "kind: Service, name: later"));
+    insta::assert_snapshot!(fake.run(&["policy", "validate", "-f", "b.yaml", "--live"]));
+    let faulty = fake.run_with(&["policy", "validate", "-f", "-"], &ACCESS.replace("GET", "get it"));
+    assert!(faulty.code == 1 && faulty.stderr.contains("standard input:10:"), "{faulty}");
+}
