@@ -146,9 +146,6 @@ impl Node {
     fn text_or(&self, what: &str) -> Result<&str, Error> {
         match &self.value {
             Value::Text(text) => Ok(text),
-            Value::Bool(_) | Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) => {
-                Err(Error::new(format!("expected {what}, found {}: put it in quotes", self.what())))
-            }
             _ => Err(self.expected(what)),
         }
     }
@@ -215,7 +212,12 @@ impl<'de> Deserializer<'de> for &'de Node {
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_borrowed_str(self.text_or("a text")?)
+        match &self.value {
+            Value::Bool(_) | Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) => {
+                Err(Error::new(format!("expected a text, found {}: put it in quotes", self.what())))
+            }
+            _ => visitor.visit_borrowed_str(self.text_or("a text")?),
+        }
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {

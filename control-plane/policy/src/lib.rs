@@ -4,9 +4,12 @@
 //! [`Object`]s of it and knows where each field stands.
 #![forbid(unsafe_code)]
 
+pub mod cases;
 pub mod catalog;
 mod check;
 mod de;
+pub mod effective;
+pub mod explain;
 pub mod fault;
 pub mod fields;
 pub mod kind;

@@ -283,7 +283,8 @@ impl<'a> Reader<'a> {
         let problems = check::object(&object);
         let complete = self.faults.len() == before;
         let mut warnings = Vec::new();
-        for problem in problems {
+        for mut problem in problems {
+            problem.path = tree.path_in_text(&problem.path);
             let place = tree.locate(&problem.path);
             match problem.severity {
                 // What was taken out may be all that is wrong with what was around it.

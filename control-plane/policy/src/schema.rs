@@ -237,7 +237,8 @@ fn plain(schema: &mut Value) {
         object.remove("oneOf");
         enumerate(object, &names);
     }
-    object.values_mut().for_each(plain);
+    // Kubernetes' own words have values, not schemas.
+    object.iter_mut().filter(|(word, _)| !word.starts_with("x-")).for_each(|(_, value)| plain(value));
 }
 
 /// Takes over what another schema says, but for its description where there is one.

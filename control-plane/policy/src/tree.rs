@@ -143,7 +143,13 @@ impl Node {
 
     /// Whether something was taken out at the path, as [`path_text`] writes it, or inside of what is there.
     pub(crate) fn lacks(&self, path: &str) -> bool {
-        self.walk(path).0.any_hidden()
+        self.walk(path, false).node.any_hidden()
+    }
+
+    /// The path in the text of what has this path in what was read, where items of lists were taken out.
+    pub(crate) fn path_in_text(&self, path: &str) -> String {
+        let walked = self.walk(path, true);
+        walked.path + walked.rest
     }
 
     fn any_hidden(&self) -> bool {
@@ -157,46 +163,16 @@ impl Node {
 
     /// Where the path, as [`path_text`] writes it, stands: the place of the last part of it that is there.
     pub(crate) fn locate(&self, path: &str) -> Place {
-        self.walk(path).1
+        self.walk(path, false).place
     }
 
-    fn walk(&self, path: &str) -> (&Self, Place) {
-        let mut node = self;
-        let mut place = self.place;
-        let mut rest = path;
-        let mut first = true;
-        'steps: while !rest.is_empty() {
-            match &node.value {
-                Value::Map(entries) => {
-                    for entry in entries {
-                        let mut text = field_text(&entry.key);
-                        if first && text.starts_with('.') {
-                            text.remove(0);
-                        }
-                        let tail = rest.strip_prefix(&text);
-                        if let Some(tail) =
-                            tail.filter(|tail| tail.is_empty() || tail.starts_with(['.', '[']))
-                        {
-                            (node, rest, place, first) = (&entry.node, tail, entry.place, false);
-                            continue 'steps;
-                        }
-                    }
-                    break;
-                }
-                Value::List(items) => {
-                    let Some((index, tail)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
-                    else {
-                        break;
-                    };
-                    let Some(item) = index.parse::<usize>().ok().and_then(|index| items.get(index)) else {
-                        break;
-                    };
-                    (node, rest, place) = (item, tail, item.place);
-                }
-                _ => break,
-            }
+    /// Follows a path as far as it goes. `as_read`: its numbers count only items that were not taken out.
+    fn walk<'a>(&'a self, path: &'a str, as_read: bool) -> Walked<'a> {
+        let mut walked = Walked { node: self, place: self.place, path: String::new(), rest: path };
+        while let Some(next) = walked.step(as_read) {
+            walked = next;
         }
-        (node, place)
+        walked
     }
 
     /// What it is, for messages.
@@ -210,6 +186,45 @@ impl Node {
             Value::Text(text) => format!("the text `{}`", shown(text)),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a mapping".to_owned(),
+        }
+    }
+}
+
+/// Where a walk along a path has come to.
+struct Walked<'a> {
+    node: &'a Node,
+    place: Place,
+    path: String,
+    /// What is still to go.
+    rest: &'a str,
+}
+
+impl<'a> Walked<'a> {
+    fn step(&self, as_read: bool) -> Option<Self> {
+        match &self.node.value {
+            Value::Map(entries) => entries.iter().find_map(|entry| {
+                let mut text = field_text(&entry.key);
+                if self.path.is_empty() && text.starts_with('.') {
+                    text.remove(0);
+                }
+                let rest = self.rest.strip_prefix(&text)?;
+                let whole = rest.is_empty() || rest.starts_with(['.', '[']);
+                let path = format!("{}{text}", self.path);
+                whole.then_some(Self { node: &entry.node, place: entry.place, path, rest })
+            }),
+            Value::List(items) => {
+                let (index, rest) = self.rest.strip_prefix('[')?.split_once(']')?;
+                let index: usize = index.parse().ok()?;
+                let index = if as_read {
+                    let read = items.iter().enumerate().filter(|(_, item)| !item.hidden);
+                    read.map(|(index, _)| index).nth(index)?
+                } else {
+                    index
+                };
+                let node = items.get(index)?;
+                Some(Self { node, place: node.place, path: format!("{}[{index}]", self.path), rest })
+            }
+            _ => None,
         }
     }
 }

@@ -11,13 +11,17 @@ use std::{
 };
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use outrigger_api::v1;
 use outrigger_core::{
     balance::{Balancer, MAX_ENDPOINTS, Outcome},
     detect::detect,
     headers::{claims_identity, connection_tokens, is_hop_by_hop, is_mesh_internal, misspells_framing},
+    live::Live,
     mark::H1Mark,
     model::{Endpoint, Health, Port, Protocol, Service},
+    request::Request,
     resolve::{Knowledge, OutboundDefault, Ranges, resolve},
+    route::{Found, Routes},
 };
 
 const PORT: u16 = 80;
@@ -53,6 +57,9 @@ fn service(endpoints: u8) -> Arc<Service> {
         ports: BTreeMap::from([(PORT, Port { name: "http".into(), protocol: Protocol::Detect })]),
         endpoints: (1..=endpoints).map(|number| Arc::new(endpoint(number))).collect(),
         source: "bench".into(),
+        routes: Routes::default(),
+        traffic: None,
+        leads_to: Vec::new(),
     })
 }
 
@@ -61,14 +68,17 @@ fn balance(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("balance");
     for endpoints in [10, 32] {
         let service = service(endpoints);
-        let mut balancer = Balancer::new("spiffe://outrigger.local/ns/default/sa/client", MAX_ENDPOINTS);
         let mut random = fastrand::Rng::with_seed(1);
         let mut now = Instant::now();
+        let live = Arc::new(Live::new(now));
+        let mut balancer =
+            Balancer::new("spiffe://outrigger.local/ns/default/sa/client", MAX_ENDPOINTS, live);
         group.bench_function(BenchmarkId::new("pick, start, finish", endpoints), |bencher| {
             bencher.iter(|| {
                 balancer.update(&service);
                 now += Duration::from_micros(100);
-                let picked = balancer.pick(PORT, now, &mut random, &[]).expect("there are endpoints");
+                let pick = balancer.pick(PORT, now, &mut random, &[], None);
+                let picked = pick.endpoint().expect("there are endpoints");
                 let token = balancer.start(&picked);
                 let rtt = Duration::from_micros(u64::from(picked.address.port()));
                 balancer.finish(token, Outcome::Success { rtt }, now);
@@ -132,5 +142,38 @@ fn headers(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(core, balance, resolution, detection, headers);
+/// A request's way through a service's routes, of which each has two matches: by path, and by path and header.
+fn routing(criterion: &mut Criterion) {
+    use v1::{path_match::Kind as Path, value_match::Kind as Value};
+    let matching = |number: usize, headers| v1::RouteMatch {
+        path: Some(v1::PathMatch { kind: Path::Prefix.into(), value: format!("/api/v1/resource-{number}") }),
+        headers,
+        ..v1::RouteMatch::default()
+    };
+    let header =
+        v1::ValueMatch { name: "x-version".into(), kind: Value::Exact.into(), value: "canary".into() };
+    let mut group = criterion.benchmark_group("route");
+    for number in [1, 1_000] {
+        let rule = |number| v1::RouteRule {
+            matches: vec![matching(number, Vec::new()), matching(number, vec![header.clone()])],
+            ..v1::RouteRule::default()
+        };
+        let route = v1::Route {
+            kind: "HTTPRoute".into(),
+            rules: (0..number).map(rule).collect(),
+            ..v1::Route::default()
+        };
+        let routes = Routes::from_wire(&[route], "default").expect("valid routes");
+        let request = NAMES.iter().fold(
+            Request::new("GET", &format!("/api/v1/resource-{}/42?expand=lines", number - 1)),
+            |request, name| request.with(name, "value"),
+        );
+        group.bench_function(BenchmarkId::new("find", number), |bencher| {
+            bencher.iter(|| matches!(routes.find(black_box(PORT), &request), Found::Rule(..)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(core, balance, resolution, detection, headers, routing);
 criterion_main!(core);

@@ -1,4 +1,4 @@
-//! Which endpoint takes a request: two choices, the less loaded one, for one service on one thread.
+//! Which endpoint takes a request, for one service on one thread.
 //!
 //! **Load** is peak-EWMA: an endpoint's response time, which rises to a slower sample at once and sinks slowly,
 //! times what it has pending. An estimate that no sample confirms returns to what is typical of the service, not to
@@ -7,13 +7,20 @@
 //! **Weights** decide who is asked; load only who is spared. The first choice is drawn by weight, the second among the
 //! others, and it replaces the first with the probability by which it is less loaded. Equal loads thus give exactly
 //! the weights. (To take the lesser of two always, as P2C does, would let noise give a canary half of the traffic.)
+//! A policy may choose otherwise ([`crate::traffic::Algorithm`]); weights hold in each.
 //!
-//! **Tiers**: healthy and degraded endpoints first, then draining, then unhealthy ones. There is always a last
-//! resort, because health checks fail more often together than endpoints do.
+//! **Who may be asked** (`gather`). Tiers: healthy and degraded endpoints first, then draining, then unhealthy ones. There is always a
+//! last resort, because health checks fail more often together than endpoints do. Endpoints that the breaker has ejected are left out
+//! while another one stands, and each is tried by one request when its time has come. Only a service whose endpoints have all
+//! stopped to answer is not asked, but for one request now and then: to wait would help nobody.
 //!
 //! **Subset**: of many endpoints a proxy uses at most `max_endpoints`, by rendezvous hashing of its own identity and
 //! the endpoint's id, so that connections stay few, all proxies together cover all endpoints, and a change of one
-//! endpoint changes at most one member.
+//! endpoint changes at most one member. Algorithms that hash requests use all endpoints: a key must mean the same one to all proxies.
+
+mod choose;
+mod gather;
+mod slot;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,30 +29,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::model::{Endpoint, Health, Service};
+use self::{
+    choose::Table,
+    gather::{Gathered, OnPort},
+    slot::{FLOOR, Slot},
+};
+use crate::{
+    breaker::circuit::Signal,
+    hash::{hash, mix},
+    live::Live,
+    model::{Endpoint, Service},
+    traffic::Algorithm,
+};
 
 /// Endpoints of a service that a proxy uses at once, by default.
 pub const MAX_ENDPOINTS: usize = 32;
 
-/// Within this time an estimate loses all but 1/e of its distance from what it sinks to: an outlier weighs for some
-/// hundred requests at common rates, and is forgotten within a quarter of a minute.
-const DECAY: Duration = Duration::from_secs(5);
-
-/// Response times below this are equal: on one network, differences of microseconds are noise.
-const FLOOR: f64 = 0.001;
-
-/// The least response time that a failure counts as, in seconds; it doubles with every failure in a row. Fast
-/// failures must not look like fast answers.
-const FAILURE_PENALTY: f64 = 1.0;
-
-/// The most that it counts as, in seconds, so that an endpoint that recovers is found out within a minute.
-const MAX_FAILURE_PENALTY: f64 = 30.0;
-
 /// How much of the difference to a new sample the typical response time takes over.
 const TYPICAL_STEP: f64 = 0.05;
-
-/// What a degraded endpoint's weight counts for, in quarters of a healthy one's.
-const DEGRADED_QUARTERS: u64 = 1;
 
 /// How long a connect failure puts an endpoint aside at first; it doubles with every failure in a row.
 const ASIDE_MIN: Duration = Duration::from_secs(1);
@@ -56,18 +57,27 @@ const ASIDE_MAX: Duration = Duration::from_secs(30);
 /// How long a sidecar's own word that it drains counts. The catalog says so, too, before this is over.
 const DRAINED_FOR: Duration = Duration::from_secs(30);
 
-/// The endpoints of one service and what this thread knows of their load. Not shared between threads.
+/// The endpoints of one service and what this thread knows of their load. Not shared between threads; what is known of
+/// failures is, by [`Live`].
 #[derive(Debug)]
 pub struct Balancer {
     seed: u64,
     max_endpoints: usize,
+    /// Our own; empty: not known.
+    zone: Arc<str>,
+    live: Arc<Live>,
     snapshot: Option<Arc<Service>>,
+    policy: Policy,
     /// Sorted by the endpoint's id, as in the snapshot.
     slots: Vec<Slot>,
     /// The service ports that endpoints list.
     listed: BTreeSet<u16>,
-    /// Per service port, the slots that this proxy uses; the port is a listed one or 0. Made when first asked for.
-    subsets: BTreeMap<u16, Vec<usize>>,
+    /// By service port: a listed one, or 0. Made when first asked for.
+    on_ports: BTreeMap<u16, OnPort>,
+    /// For algorithms that hash, by the same port.
+    tables: BTreeMap<u16, Table>,
+    /// Some slot has come whose time is not known yet.
+    has_newcomers: bool,
     /// In seconds; `None`: nothing has answered yet.
     typical: Option<f64>,
     next_serial: u64,
@@ -75,24 +85,33 @@ pub struct Balancer {
     candidates: Vec<(usize, u64)>,
 }
 
-#[derive(Debug)]
-struct Slot {
-    endpoint: Arc<Endpoint>,
-    /// Tells this slot from an earlier one of the same id.
-    serial: u64,
-    /// Rendezvous score of the id with our own identity.
-    score: u64,
-    pending: u32,
-    /// Seconds, and when that was so.
-    estimate: Option<(f64, Instant)>,
-    /// Failed responses in a row.
-    failures: u32,
-    /// Failed connects in a row.
-    connect_failures: u32,
-    aside_until: Option<Instant>,
-    /// Until then one request is given time to find out whether connects still fail.
-    trial_until: Option<Instant>,
-    drained_until: Option<Instant>,
+/// What the service's policy says of balancing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Policy {
+    algorithm: Algorithm,
+    slow_start: Duration,
+    zone_percent: u32,
+}
+
+/// What came of a choice.
+#[derive(Debug, Clone)]
+pub enum Pick {
+    /// This one.
+    Endpoint(Picked),
+    /// There is none for the port, or all were tried.
+    NoEndpoints,
+    /// None has answered lately, and one is being tried by somebody else.
+    AllFailing,
+}
+
+impl Pick {
+    /// The endpoint, if one was chosen.
+    pub fn endpoint(self) -> Option<Picked> {
+        match self {
+            Self::Endpoint(picked) => Some(picked),
+            Self::NoEndpoints | Self::AllFailing => None,
+        }
+    }
 }
 
 /// An endpoint that was chosen.
@@ -103,6 +122,9 @@ pub struct Picked {
     /// Its address, with the port for the service port asked for.
     pub address: SocketAddr,
     serial: u64,
+    /// As [`Balancer::on_ports`] knows it.
+    port: u16,
+    is_trial: bool,
 }
 
 /// A request that counts as pending until it is finished.
@@ -111,6 +133,8 @@ pub struct Picked {
 pub struct Token {
     id: Arc<str>,
     serial: u64,
+    port: u16,
+    is_trial: bool,
 }
 
 /// How a request ended.
@@ -121,7 +145,9 @@ pub enum Outcome {
         /// Until the head of the response; for bytes, until the connection stood.
         rtt: Duration,
     },
-    /// It was not answered, or with an error that the endpoint is to blame for.
+    /// It was answered with an error that the endpoint is to blame for.
+    Error,
+    /// It was not answered.
     Failure,
     /// The caller gave up. That says nothing of the endpoint, unless it had been slow.
     Abandoned {
@@ -132,19 +158,31 @@ pub enum Outcome {
 
 impl Balancer {
     /// A balancer without endpoints. `own_identity` should differ between proxies (SPIFFE id and address, say) and be
-    /// the same on all threads of one: it chooses the subset. `max_endpoints` counts as at least 1.
-    pub fn new(own_identity: &str, max_endpoints: usize) -> Self {
+    /// the same on all threads of one: it chooses the subset. `max_endpoints` counts as at least 1. `live` is the service's, and
+    /// the same on all threads.
+    pub fn new(own_identity: &str, max_endpoints: usize, live: Arc<Live>) -> Self {
         Self {
-            seed: hash(0, own_identity),
+            seed: hash(0, own_identity.as_bytes()),
             max_endpoints: max_endpoints.max(1),
+            zone: Arc::default(),
+            live,
             snapshot: None,
+            policy: Policy::default(),
             slots: Vec::new(),
             listed: BTreeSet::new(),
-            subsets: BTreeMap::new(),
+            on_ports: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            has_newcomers: false,
             typical: None,
             next_serial: 0,
             candidates: Vec::new(),
         }
+    }
+
+    /// The same in a zone, whose endpoints a policy may prefer.
+    #[must_use]
+    pub fn in_zone(self, zone: Arc<str>) -> Self {
+        Self { zone, ..self }
     }
 
     /// Takes over a snapshot; free if it is the one from last time. What is known of an endpoint stays while its id
@@ -153,7 +191,14 @@ impl Balancer {
         if self.snapshot.as_ref().is_some_and(|last| Arc::ptr_eq(last, service)) {
             return;
         }
-        self.snapshot = Some(Arc::clone(service));
+        self.live.adopt(service);
+        let is_first = self.snapshot.replace(Arc::clone(service)).is_none();
+        let policy = service.traffic.as_ref().map(|traffic| &traffic.load_balancer);
+        self.policy = policy.map_or_else(Policy::default, |policy| Policy {
+            algorithm: policy.algorithm,
+            slow_start: policy.slow_start,
+            zone_percent: policy.zone_percent,
+        });
         let mut old = std::mem::take(&mut self.slots).into_iter().peekable();
         for endpoint in &service.endpoints {
             while old.next_if(|slot| slot.endpoint.id < endpoint.id).is_some() {}
@@ -162,57 +207,76 @@ impl Balancer {
                 .filter(|slot| slot.endpoint.address == endpoint.address);
             let slot = match known {
                 Some(slot) => Slot { endpoint: Arc::clone(endpoint), ..slot },
-                None => self.new_slot(endpoint),
+                None => self.new_slot(endpoint, is_first),
             };
             self.slots.push(slot);
         }
         self.listed = self.slots.iter().flat_map(|slot| slot.endpoint.ports.keys().copied()).collect();
-        self.subsets.clear();
+        self.on_ports.clear();
+        let (algorithm, listed) = (self.policy.algorithm, &self.listed);
+        self.tables.retain(|port, table| table.is_of(algorithm) && (*port == 0 || listed.contains(port)));
     }
 
-    fn new_slot(&mut self, endpoint: &Arc<Endpoint>) -> Slot {
+    fn new_slot(&mut self, endpoint: &Arc<Endpoint>, is_first: bool) -> Slot {
         self.next_serial += 1;
-        Slot {
-            endpoint: Arc::clone(endpoint),
-            serial: self.next_serial,
-            score: hash(self.seed, &endpoint.id),
-            pending: 0,
-            estimate: None,
-            failures: 0,
-            connect_failures: 0,
-            aside_until: None,
-            trial_until: None,
-            drained_until: None,
-        }
+        self.has_newcomers |= !is_first;
+        Slot::new(endpoint, self.next_serial, hash(self.seed, endpoint.id.as_bytes()), !is_first)
     }
 
     /// Chooses an endpoint that serves `service_port` and whose id is not in `exclude` (those that this request has
-    /// already tried); `None` only if there is none.
+    /// already tried). `key`: what algorithms that hash go by; without one they choose as by default.
     pub fn pick(
         &mut self,
         service_port: u16,
         now: Instant,
         rng: &mut fastrand::Rng,
         exclude: &[Arc<str>],
-    ) -> Option<Picked> {
+        key: Option<u64>,
+    ) -> Pick {
+        self.date_newcomers(now);
+        let port = self.on_port(service_port);
         let mut candidates = std::mem::take(&mut self.candidates);
-        self.gather(service_port, now, exclude, &mut candidates);
-        let chosen = self.choose(&candidates, now, rng);
+        let gathered = self.gather(port, now, exclude, &mut candidates);
+        let chosen = match gathered {
+            Gathered::Trial(at) => Some(at),
+            Gathered::Candidates => self.choose(port, &mut candidates, now, rng, key),
+            Gathered::Nobody | Gathered::AllFailing => None,
+        };
         self.candidates = candidates;
-        let slot = &mut self.slots[chosen?];
+        match chosen.and_then(|at| self.picked(at, port, now, matches!(gathered, Gathered::Trial(_)))) {
+            Some(picked) => Pick::Endpoint(picked),
+            None if gathered == Gathered::AllFailing => Pick::AllFailing,
+            None => Pick::NoEndpoints,
+        }
+    }
+
+    fn picked(&mut self, at: usize, port: u16, now: Instant, is_trial: bool) -> Option<Picked> {
+        // A last resort is a trial, too: how it ends says whether the endpoint works.
+        let is_trial = is_trial || self.on_ports[&port].begins_trial(at, self.live.millis(now), true);
+        let slot = &mut self.slots[at];
         if slot.connect_failures > 0 {
             slot.trial_until = Some(now + ASIDE_MIN);
         }
         Some(Picked {
-            address: slot.endpoint.socket_address(service_port)?,
+            address: slot.endpoint.socket_address(port)?,
             endpoint: Arc::clone(&slot.endpoint),
             serial: slot.serial,
+            port,
+            is_trial,
         })
+    }
+
+    /// New slots get the time at which they are first seen.
+    fn date_newcomers(&mut self, now: Instant) {
+        if std::mem::take(&mut self.has_newcomers) {
+            self.slots.iter_mut().for_each(|slot| slot.date(now));
+        }
     }
 
     /// Counts a request as pending at the endpoint.
     pub fn start(&mut self, picked: &Picked) -> Token {
-        let token = Token { id: Arc::clone(&picked.endpoint.id), serial: picked.serial };
+        let id = Arc::clone(&picked.endpoint.id);
+        let token = Token { id, serial: picked.serial, port: picked.port, is_trial: picked.is_trial };
         if let Some(slot) = self.slot_of(&token) {
             slot.pending = slot.pending.saturating_add(1);
         }
@@ -223,33 +287,44 @@ impl Balancer {
     #[expect(clippy::needless_pass_by_value, reason = "a token is finished once")]
     pub fn finish(&mut self, token: Token, outcome: Outcome, now: Instant) {
         let typical = self.typical();
-        let Some(slot) = self.slot_of(&token) else { return };
+        let Some(at) = self.index(&token.id).filter(|at| self.slots[*at].serial == token.serial) else {
+            return;
+        };
+        let slot = &mut self.slots[at];
         slot.pending = slot.pending.saturating_sub(1);
         match outcome {
             Outcome::Success { rtt } => {
                 let rtt = rtt.as_secs_f64();
-                slot.sample(rtt, typical, now);
-                slot.failures = 0;
-                slot.connected();
+                slot.succeeded(rtt, typical, now);
                 let typical = self.typical.get_or_insert(rtt);
                 *typical += (rtt - *typical) * TYPICAL_STEP;
             }
-            Outcome::Failure => {
-                let penalty = FAILURE_PENALTY * f64::from(1_u32 << slot.failures.min(16));
-                slot.sample(
-                    penalty.clamp(2.0 * typical, MAX_FAILURE_PENALTY.max(2.0 * typical)),
-                    typical,
-                    now,
-                );
-                slot.failures = slot.failures.saturating_add(1);
-            }
-            Outcome::Abandoned { waited } => {
-                let waited = waited.as_secs_f64();
-                if waited > slot.estimate(typical, now) {
-                    slot.sample(waited, typical, now);
-                }
-            }
+            Outcome::Error | Outcome::Failure => slot.failed(typical, now),
+            Outcome::Abandoned { waited } => slot.waited(waited.as_secs_f64(), typical, now),
         }
+        self.tell_others(at, &token, outcome, now);
+    }
+
+    /// What all threads are to know of it.
+    fn tell_others(&mut self, at: usize, token: &Token, outcome: Outcome, now: Instant) {
+        if self.on_port(token.port) != token.port {
+            return;
+        }
+        let millis = self.live.millis(now);
+        let on_port = &self.on_ports[&token.port];
+        let Some(circuit) = &on_port.circuits[at] else { return };
+        let signal = match outcome {
+            Outcome::Success { rtt } => Signal::Success(rtt),
+            Outcome::Error => Signal::Error,
+            Outcome::Failure => Signal::Silence,
+            Outcome::Abandoned { .. } if token.is_trial => {
+                return circuit.gives_trial_back(&on_port.group, millis);
+            }
+            Outcome::Abandoned { .. } => return,
+        };
+        // Not the same for two proxies, nor for two failures: as good as chance to those who would come back together.
+        let draw = mix(self.slots[at].score ^ millis ^ token.serial);
+        circuit.record(&on_port.group, signal, token.is_trial, millis, draw);
     }
 
     /// A connection to the endpoint of this id stands.
@@ -296,175 +371,6 @@ impl Balancer {
     fn slot_of(&mut self, token: &Token) -> Option<&mut Slot> {
         self.slot(&token.id).filter(|slot| slot.serial == token.serial)
     }
-
-    /// Makes sure that the subset for a port exists; returns its key.
-    fn subset(&mut self, service_port: u16) -> u16 {
-        // All ports that nobody lists have the same endpoints: those that answer for any.
-        let port = if self.listed.contains(&service_port) { service_port } else { 0 };
-        self.subsets.entry(port).or_insert_with(|| {
-            let serves = |at: &usize| self.slots[*at].endpoint.socket_address(port).is_some();
-            let mut members: Vec<usize> = (0..self.slots.len()).filter(serves).collect();
-            // Health before score: a proxy must not be left with the failing ones of a service that works.
-            let rank = |at: &usize| (tier(self.slots[*at].endpoint.health), self.slots[*at].score, *at);
-            members.sort_unstable_by_key(rank);
-            members.truncate(self.max_endpoints);
-            members
-        });
-        port
-    }
-
-    /// Leaves in `found` the slots to choose from, with their weights: the best tier that has any, from the subset if
-    /// it can be, without those put aside if it can be.
-    fn gather(
-        &mut self,
-        service_port: u16,
-        now: Instant,
-        exclude: &[Arc<str>],
-        found: &mut Vec<(usize, u64)>,
-    ) {
-        let port = self.subset(service_port);
-        let subset = &self.subsets[&port];
-        found.clear();
-        for wanted in 0..TIERS {
-            let in_tier = |at: &usize| self.slots[*at].tier(now) == wanted;
-            found.extend(subset.iter().filter(|at| in_tier(at)).map(|at| (*at, 0)));
-            self.drop_aside(found, now);
-            let allowed = |at: &usize| !exclude.contains(&self.slots[*at].endpoint.id);
-            found.retain(|(at, _)| allowed(at));
-            if found.is_empty() {
-                // All are excluded or aside; better one that is aside than a worse tier.
-                found.extend(subset.iter().filter(|at| in_tier(at) && allowed(at)).map(|at| (*at, 0)));
-            }
-            if found.is_empty() && subset.len() == self.max_endpoints {
-                let serves = |at: &usize| self.slots[*at].endpoint.socket_address(service_port).is_some();
-                let all = (0..self.slots.len()).filter(|at| serves(at) && in_tier(at) && allowed(at));
-                found.extend(all.map(|at| (at, 0)));
-            }
-            if !found.is_empty() {
-                break;
-            }
-        }
-        for (at, weight) in found {
-            *weight = self.slots[*at].weight();
-        }
-    }
-
-    /// Drops the slots that are put aside from `found`, but never more than half of them.
-    fn drop_aside(&self, found: &mut Vec<(usize, u64)>, now: Instant) {
-        let most = found.len() / 2;
-        let is_aside = |at: usize| self.slots[at].is_aside(now);
-        if found.iter().filter(|(at, _)| is_aside(*at)).count() > most {
-            // Those that come back first stay.
-            found.sort_by_key(|(at, _)| self.slots[*at].aside_until.filter(|_| is_aside(*at)));
-            found.truncate(found.len() - most);
-        } else {
-            found.retain(|(at, _)| !is_aside(*at));
-        }
-    }
-
-    fn choose(&self, candidates: &[(usize, u64)], now: Instant, rng: &mut fastrand::Rng) -> Option<usize> {
-        let total: u64 = candidates.iter().map(|(_, weight)| weight).sum();
-        let (first, first_weight) = *draw(candidates, total, None, rng)?;
-        let Some((second, _)) = draw(candidates, total - first_weight, Some(first), rng) else {
-            return Some(first);
-        };
-        #[expect(clippy::cast_precision_loss, reason = "weights are only compared")]
-        let mean_weight = total as f64 / candidates.len() as f64;
-        let load = |at: usize| self.slots[at].load(self.typical(), mean_weight, now);
-        Some(if rng.f64() < 1.0 - load(*second) / load(first) { *second } else { first })
-    }
-}
-
-/// Draws one by weight, but not `except`; `total` is the sum of the others' weights.
-fn draw<'a>(
-    candidates: &'a [(usize, u64)],
-    total: u64,
-    except: Option<usize>,
-    rng: &mut fastrand::Rng,
-) -> Option<&'a (usize, u64)> {
-    if total == 0 {
-        return None;
-    }
-    let mut left = rng.u64(0..total);
-    candidates.iter().filter(|(at, _)| Some(*at) != except).find(|(_, weight)| {
-        let here = left < *weight;
-        left = left.saturating_sub(*weight);
-        here
-    })
-}
-
-impl Slot {
-    fn tier(&self, now: Instant) -> u8 {
-        let pushed = tier(self.endpoint.health);
-        let drained = self.drained_until.is_some_and(|until| now < until);
-        if drained { pushed.max(tier(Health::Draining)) } else { pushed }
-    }
-
-    /// In quarters, never 0.
-    fn weight(&self) -> u64 {
-        let quarters = if self.endpoint.health == Health::Degraded { DEGRADED_QUARTERS } else { 4 };
-        u64::from(self.endpoint.weight.max(1)) * quarters
-    }
-
-    fn is_aside(&self, now: Instant) -> bool {
-        [self.aside_until, self.trial_until].iter().flatten().any(|until| now < *until)
-    }
-
-    fn connected(&mut self) {
-        self.connect_failures = 0;
-        self.aside_until = None;
-        self.trial_until = None;
-    }
-
-    /// The response time to expect, in seconds.
-    fn estimate(&self, typical: f64, now: Instant) -> f64 {
-        let Some((estimate, at)) = self.estimate else { return typical };
-        typical + (estimate - typical) * decay(now.saturating_duration_since(at))
-    }
-
-    fn sample(&mut self, rtt: f64, typical: f64, now: Instant) {
-        let estimate = match self.estimate {
-            // A peak counts at once; anything less draws the estimate down as time goes by.
-            Some((estimate, at)) if rtt < estimate => {
-                rtt + (estimate - rtt) * decay(now.saturating_duration_since(at))
-            }
-            None if rtt < typical => rtt + (typical - rtt) / 2.0,
-            _ => rtt,
-        };
-        self.estimate = Some((estimate, now));
-    }
-
-    fn load(&self, typical: f64, mean_weight: f64, now: Instant) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "weights are only compared")]
-        let share = self.weight() as f64 / mean_weight;
-        self.estimate(typical, now).max(FLOOR) * (f64::from(self.pending) / share + 1.0)
-    }
-}
-
-/// What is left of a distance after `elapsed`.
-fn decay(elapsed: Duration) -> f64 {
-    (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
-}
-
-/// Tiers, best first.
-const TIERS: u8 = 3;
-
-fn tier(health: Health) -> u8 {
-    match health {
-        Health::Healthy | Health::Degraded => 0,
-        Health::Draining => 1,
-        Health::Unhealthy => 2,
-    }
-}
-
-/// FNV-1a, then the finalizer of splitmix64, for FNV alone orders similar names alike. Not the standard library's
-/// hash: the subset must be the same after a restart with a newer build.
-fn hash(seed: u64, text: &str) -> u64 {
-    let start = 0xcbf2_9ce4_8422_2325 ^ seed;
-    let fnv = text.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

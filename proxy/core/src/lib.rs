@@ -6,16 +6,31 @@
 //! what lets property tests say more than examples can.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod authority;
 pub mod balance;
+pub mod breaker;
+pub mod bulkhead;
 pub mod case;
+pub mod concurrency;
+mod criteria;
+pub mod deadline;
 pub mod detect;
+pub mod fault;
+pub mod hash;
 pub mod headers;
 pub mod key;
+pub mod limit;
+pub mod live;
 pub mod mark;
 pub mod matching;
 pub mod model;
+mod padded;
+pub mod path;
 pub mod reason;
 pub mod request;
 pub mod resolve;
+pub mod retry;
+pub mod route;
 pub mod speaks_first;
+pub mod traffic;

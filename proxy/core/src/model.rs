@@ -12,6 +12,8 @@ use std::{
 
 use outrigger_api::v1;
 
+use crate::{route::Routes, traffic::Traffic};
+
 /// A service and all its endpoints: an immutable snapshot, shared by all threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -23,6 +25,12 @@ pub struct Service {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// "consul", "file".
     pub source: Arc<str>,
+    /// Where requests to it go; those that hold for this client.
+    pub routes: Routes,
+    /// How it is called where no route takes a request; `None`: nobody has a policy.
+    pub traffic: Option<Arc<Traffic>>,
+    /// The other services that its routes name, sorted, each once.
+    pub leads_to: Vec<Arc<str>>,
 }
 
 /// A port that clients dial.
@@ -109,11 +117,12 @@ impl InvalidResource {
 }
 
 impl Service {
-    /// Checks a pushed service.
+    /// Checks a pushed service; `client_namespace` is the own workload's, whose consumer routes hold.
     ///
     /// # Errors
-    /// On an empty name, a port above 65,535, an address that is no IP address, or an endpoint id that occurs twice.
-    pub fn from_wire(wire: v1::Service) -> Result<Self, InvalidResource> {
+    /// On an empty name, a port above 65,535, an address that is no IP address, an endpoint id that occurs twice, and
+    /// what [`Routes::from_wire`] and [`Traffic::from_wire`] refuse.
+    pub fn from_wire(wire: v1::Service, client_namespace: &str) -> Result<Self, InvalidResource> {
         let name = format!("{}.{}", wire.name, wire.namespace);
         let invalid = |fault: String| InvalidResource::new(&name, fault);
         if wire.name.is_empty() || wire.namespace.is_empty() {
@@ -134,7 +143,18 @@ impl Service {
         if let Some(twice) = endpoints.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return Err(invalid(format!("endpoint {} occurs twice", twice[0].id)));
         }
-        Ok(Self { name: name.into(), ports, endpoints, source: wire.source.into() })
+        let routes = Routes::from_wire(&wire.routes, client_namespace).map_err(invalid)?;
+        let traffic = wire.traffic.as_ref().map(Traffic::from_wire).transpose().map_err(invalid)?;
+        let leads_to = routes.leads_to().into_iter().filter(|service| **service != *name).collect();
+        Ok(Self {
+            name: name.into(),
+            ports,
+            endpoints,
+            source: wire.source.into(),
+            routes,
+            traffic: traffic.map(Arc::new),
+            leads_to,
+        })
     }
 
     /// What `port` speaks; the entry for port 0 answers for ports not listed.
@@ -246,12 +266,13 @@ mod tests {
     }
 
     fn service(endpoints: Vec<v1::Endpoint>) -> Result<Service, InvalidResource> {
-        Service::from_wire(v1::Service {
+        let wire = v1::Service {
             name: "s".to_owned(),
             namespace: "default".to_owned(),
             endpoints,
             ..v1::Service::default()
-        })
+        };
+        Service::from_wire(wire, "default")
     }
 
     #[test]
@@ -285,6 +306,29 @@ mod tests {
             (bad(|e| e.ports = [(80, 65_536)].into()), "s.default: endpoint b: 80 -> 65536 are no ports"),
         ] {
             assert_eq!(error, text);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_route_or_a_policy_is_said() {
+        let route = v1::Route { kind: "Route".to_owned(), name: "n/r".to_owned(), ..v1::Route::default() };
+        let hash = v1::LoadBalancer {
+            algorithm: v1::load_balancer::Algorithm::Maglev.into(),
+            hash: vec![v1::HashKey::default()],
+            ..v1::LoadBalancer::default()
+        };
+        let traffic = v1::Traffic { load_balancer: Some(hash), ..v1::Traffic::default() };
+        let wire =
+            v1::Service { name: "s".to_owned(), namespace: "default".to_owned(), ..v1::Service::default() };
+        for (wire, text) in [
+            (
+                v1::Service { routes: vec![route], ..wire.clone() },
+                "s.default: Route n/r: a route is an HTTPRoute or",
+            ),
+            (v1::Service { traffic: Some(traffic), ..wire }, "s.default: load balancer: "),
+        ] {
+            let error = Service::from_wire(wire, "default").unwrap_err().to_string();
+            assert!(error.starts_with(text), "{error}");
         }
     }
 

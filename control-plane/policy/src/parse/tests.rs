@@ -191,12 +191,20 @@ cases:
 #[test]
 fn later_findings_have_a_place_too() {
     let parsed = parse("p.yaml", GOOD, "shop").unwrap();
-    let fault = parsed[2].fault("spec.rules[0].from[1].cidrs[0]", "no").to_string();
-    assert_eq!(fault, "p.yaml:57:38: spec.rules[0].from[1].cidrs[0]: no");
-    let fault = parsed[2].fault("metadata.labels[\"app.kubernetes.io/name\"]", "no").to_string();
-    assert_eq!(fault, "p.yaml:47:35: metadata.labels[\"app.kubernetes.io/name\"]: no");
-    // What is not there is where it would be.
-    assert_eq!(parsed[2].fault("spec.rules[1].name", "no").line, 65);
+    for (path, stands) in [
+        ("spec.rules[0].from[1].cidrs[0]", "10.0.0.0/8]}"),
+        ("metadata.labels[\"app.kubernetes.io/name\"]", "app.kubernetes.io/name: orders}"),
+        ("spec.targetRef", "targetRef: {kind: Service, name: orders"),
+        // What is not there is where it would be.
+        ("spec.rules[1].name", "{action: Deny, "),
+        ("spec.mode", "spec:"),
+        ("", "apiVersion:"),
+    ] {
+        let fault = parsed[2].fault(path, "no");
+        let line = GOOD.lines().nth(usize::try_from(fault.line).unwrap() - 1).unwrap();
+        let rest: String = line.chars().skip(usize::try_from(fault.column).unwrap() - 1).collect();
+        assert!(rest.starts_with(stands), "{fault}: {rest}");
+    }
 }
 
 #[test]
@@ -241,6 +249,27 @@ kind: 7
 kind: accesspolicy
 "#
     ));
+}
+
+#[test]
+fn an_item_that_is_put_aside_does_not_move_the_others() {
+    let faults = faults(
+        r#"
+apiVersion: outrigger.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: a}
+spec:
+  targetRef: {kind: Namespace}
+  rules:
+    - {action: allow}
+    - {action: Allow}
+    - {action: Deny, from: []}
+"#,
+    );
+    let lines: Vec<&str> = faults.lines().collect();
+    assert!(lines[0].starts_with("p.yaml:8:8: spec.rules[0].action: "), "{faults}");
+    assert!(lines[1].starts_with("p.yaml:10:22: spec.rules[2].from: "), "{faults}");
+    assert_eq!(lines.len(), 2);
 }
 
 #[test]

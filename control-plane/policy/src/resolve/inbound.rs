@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_api::v1;
+use outrigger_core::access::Access;
 
 use super::access;
 use super::condition::{Condition, ConditionReason, Conditions};
@@ -14,7 +15,9 @@ use super::services::Services;
 use super::targets::{Target, Targets};
 use crate::catalog::{Catalog, Defaults, Workload, identity_namespace};
 use crate::kind::{Key, Kind};
-use crate::kinds::{AccessTarget, AccessTargetKind, DefaultAction, EscapedSlashes, MeshDefaults, Mtls};
+use crate::kinds::{
+    AccessPolicy, AccessTarget, AccessTargetKind, DefaultAction, EscapedSlashes, MeshDefaults, Mtls,
+};
 use crate::object::{Policies, Spec};
 
 /// The one name of MeshDefaults.
@@ -82,35 +85,58 @@ impl Servers {
             ..Self::default()
         };
         for (key, stored) in policies {
-            let condition = match &stored.object.spec {
-                Spec::MeshDefaults(defaults) => servers.add_defaults(key, defaults),
+            match &stored.object.spec {
+                Spec::MeshDefaults(defaults) => servers.add_defaults(key, defaults, conditions),
                 Spec::AccessPolicy(policy) => {
-                    match subject(key, &policy.target_ref, services, &catalog.mesh_namespace) {
+                    let placed = subject(key, &policy.target_ref, services, &catalog.mesh_namespace)
+                        .and_then(|subject| servers.add_policy(key, subject, policy, &catalog.trust_domain));
+                    let condition = match placed {
+                        Ok(()) => Condition::accepted("it holds for the workloads of its target"),
                         Err((reason, message)) => Condition::refused(reason, message),
-                        Ok(subject) => {
-                            let name = format!("{}/{}", key.namespace, key.name);
-                            servers
-                                .access
-                                .push((subject, access::policy(policy, name, &catalog.trust_domain)));
-                            Condition::accepted("it holds for the workloads of its target")
-                        }
-                    }
+                    };
+                    conditions.add(key, condition);
                 }
-                _ => continue,
-            };
-            conditions.add(key, condition);
+                _ => {}
+            }
         }
         servers
     }
 
-    fn add_defaults(&mut self, key: &Key, defaults: &MeshDefaults) -> Condition {
+    fn add_defaults(&mut self, key: &Key, defaults: &MeshDefaults, conditions: &mut Conditions) {
         if key.name != DEFAULTS_NAME {
             let message = format!("MeshDefaults are named `{DEFAULTS_NAME}`, one in each namespace");
-            return Condition::refused(ConditionReason::Invalid, message);
+            return conditions.add(key, Condition::refused(ConditionReason::Invalid, message));
         }
-        self.defaults.insert(key.namespace.clone(), defaults.clone());
         let whom = if key.namespace == self.mesh_namespace { "mesh" } else { "namespace" };
-        Condition::accepted(format!("it holds for the {whom}"))
+        conditions.add(key, Condition::accepted(format!("it holds for the {whom}")));
+        let mut defaults = defaults.clone();
+        // The rest of it stays: without its `inbound` more would be allowed.
+        defaults.probes.retain(|probe| {
+            let probes = access::probe(probe).into_iter().collect();
+            let refusal = refusal(&v1::Access { probes, ..Default::default() });
+            if let Some(fault) = &refusal {
+                conditions.add(key, Condition::partial(fault.clone()));
+            }
+            refusal.is_none()
+        });
+        self.defaults.insert(key.namespace.clone(), defaults);
+    }
+
+    fn add_policy(
+        &mut self,
+        key: &Key,
+        subject: Subject,
+        policy: &AccessPolicy,
+        trust_domain: &str,
+    ) -> Result<(), (ConditionReason, String)> {
+        let name = format!("{}/{}", key.namespace, key.name);
+        let policy = access::policy(policy, name, trust_domain);
+        let alone = v1::Access { policies: vec![policy.clone()], ..Default::default() };
+        if let Some(fault) = refusal(&alone) {
+            return Err((ConditionReason::Invalid, fault));
+        }
+        self.access.push((subject, policy));
+        Ok(())
     }
 
     /// A field of MeshDefaults, and who said so: the namespace, else the mesh.
@@ -212,6 +238,17 @@ impl super::Resolved {
         };
         Outbound { default, origin }
     }
+}
+
+/// Why sidecars would refuse this, and with it all that an identity's workloads are told, whatever becomes of escaped slashes.
+fn refusal(access: &v1::Access) -> Option<String> {
+    use v1::access::EscapedSlashes::{Decode, Keep, Reject};
+    let refused = [Reject, Keep, Decode].map(|mode| {
+        let default = v1::Default::Allow.into();
+        Access::from_wire(&v1::Access { default, escaped_slashes: mode.into(), ..access.clone() }).err()
+    });
+    let [reject, keep, decode] = refused;
+    reject.filter(|_| keep.is_some() && decode.is_some())
 }
 
 fn subject(

@@ -15,7 +15,7 @@ mod rules;
 mod services;
 mod targets;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod traffic;
 
 use std::collections::BTreeMap;

@@ -3,7 +3,8 @@
 //! - A route of the service's own namespace is a producer's and holds for everybody. One of another namespace is a consumer's: it holds
 //!   for clients of its own namespace, and at its ports replaces the producer's for them.
 //! - Several routes of one kind are merged; where they match alike, the oldest wins, then the first by `<namespace>/<name>`.
-//! - At one port there is one kind: a GRPCRoute is more specific and takes it from HTTPRoutes, whatever their age. An HTTPRoute that
+//! - At one port there is one kind, that of the oldest route there, as the API has it for a listener (`GRPCRoute.hostnames`), and as
+//!   sidecars decide. GEP-1294 would always prefer gRPC for a mesh; then a new route would silence routes that work. A route that
 //!   loses all its ports is not accepted, one that keeps some says which it lost.
 //! - A port with a TrafficPolicy of its own has copies of the routes, and where it has none a rule that leads to itself: the wire says
 //!   how a service is called for the service and for rules, not for ports.
@@ -11,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_api::v1;
+use outrigger_core::route::Routes;
 
 use super::condition::{Condition, ConditionReason, Conditions};
 use super::layers::Layer;
@@ -49,18 +51,14 @@ impl PortSet {
         }
     }
 
-    /// Without others. All but some of a service whose ports cannot be listed cannot be said, and is none.
-    fn without(self, others: &Self, service: &Ports) -> Self {
-        let Self::These(others) = others else { return Self::These(BTreeSet::new()) };
-        if others.is_empty() {
-            return self;
-        }
-        let mut ports = match self {
-            Self::These(ports) => ports,
-            Self::All => service.all().unwrap_or_default().into_iter().collect(),
+    /// Without others. All but some of a service whose ports cannot be listed stays all.
+    fn without(&self, others: &BTreeSet<u16>, service: &Ports) -> Self {
+        let ports: BTreeSet<u16> = match (self, service.all()) {
+            (Self::These(ports), _) => ports.clone(),
+            (Self::All, Some(all)) if !others.is_empty() => all.into_iter().collect(),
+            (Self::All, _) => return Self::All,
         };
-        ports.retain(|port| !others.contains(port));
-        Self::These(ports)
+        Self::These(ports.difference(others).copied().collect())
     }
 
     fn to_wire(&self) -> Vec<u32> {
@@ -76,6 +74,41 @@ impl PortSet {
 struct Side {
     service: String,
     client_namespace: Option<String>,
+}
+
+/// Which kind of route each port of a side has.
+#[derive(Default)]
+struct Kinds {
+    listed: BTreeMap<u16, Kind>,
+    others: Option<Kind>,
+}
+
+impl Kinds {
+    /// Routes are added the oldest first.
+    fn add(&mut self, kind: Kind, ports: &PortSet) {
+        match ports {
+            PortSet::All => _ = self.others.get_or_insert(kind),
+            PortSet::These(ports) => {
+                for port in ports {
+                    self.listed.entry(*port).or_insert(self.others.unwrap_or(kind));
+                }
+            }
+        }
+    }
+
+    /// The ports that a route of the kind has of those that it asked for, and those that it has lost.
+    fn share(&self, kind: Kind, asked: &PortSet, service: &Ports) -> (PortSet, BTreeSet<u16>) {
+        let with = |is_own: bool| {
+            let ports =
+                self.listed.iter().filter(|(port, own)| asked.has(**port) && (**own == kind) == is_own);
+            ports.map(|(port, _)| *port).collect::<BTreeSet<u16>>()
+        };
+        let lost = with(false);
+        match asked {
+            PortSet::All if self.others == Some(kind) => (asked.without(&lost, service), lost),
+            _ => (PortSet::These(with(true)), lost),
+        }
+    }
 }
 
 /// A route at a service.
@@ -98,6 +131,8 @@ struct Read<'a> {
     created: i64,
     rules: Vec<Rule>,
     references: Condition,
+    /// Why sidecars would refuse it, and with it all of the service.
+    refusal: Option<String>,
     parents: Vec<Parent<'a>>,
 }
 
@@ -130,7 +165,14 @@ fn read<'a>(key: &'a Key, stored: &'a Stored, services: &Services) -> Option<Rea
         .filter(|parent| parent.is_service())
         .map(|reference| Parent { reference, found: parent(key, reference, services) })
         .collect();
-    Some(Read { key, created: stored.created, rules, references, parents })
+    let refusal = refusal(key, &rules);
+    Some(Read { key, created: stored.created, rules, references, refusal, parents })
+}
+
+fn refusal(key: &Key, rules: &[Rule]) -> Option<String> {
+    let rules = rules.iter().map(|rule| v1::RouteRule { traffic: rule.layer.to_wire(), ..rule.wire.clone() });
+    let wire = v1::Route { kind: key.kind.name().to_owned(), rules: rules.collect(), ..v1::Route::default() };
+    Routes::from_wire(&[wire], "").err()
 }
 
 fn parent(route: &Key, reference: &ParentReference, services: &Services) -> Result<(Side, PortSet), String> {
@@ -156,24 +198,24 @@ fn attach<'a>(
     services: &Services,
     conditions: &mut Conditions,
 ) -> BTreeMap<Side, Vec<Attached<'a>>> {
-    let mut grpc: BTreeMap<&Side, PortSet> = BTreeMap::new();
-    for route in read.iter().filter(|route| route.key.kind == Kind::GrpcRoute) {
+    let mut kinds: BTreeMap<&Side, Kinds> = BTreeMap::new();
+    for route in read.iter().filter(|route| route.refusal.is_none()) {
         for (side, ports) in route.parents.iter().filter_map(|parent| parent.found.as_ref().ok()) {
-            grpc.entry(side).or_insert(PortSet::These(BTreeSet::new())).join(ports.clone());
+            kinds.entry(side).or_default().add(route.key.kind, ports);
         }
     }
     let mut attached: BTreeMap<Side, Vec<Attached<'a>>> = BTreeMap::new();
     for route in read {
         for parent in &route.parents {
-            let condition = match &parent.found {
-                Err(fault) => Condition::refused(ConditionReason::NoMatchingParent, fault.clone()),
-                Ok((side, ports)) => {
-                    let taken = grpc.get(side).filter(|_| route.key.kind == Kind::HttpRoute);
-                    let (Some(service), ports) = (services.get(&side.service), ports.clone()) else {
+            let condition = match (&parent.found, &route.refusal) {
+                (_, Some(refusal)) => Condition::refused(ConditionReason::Invalid, refusal.clone()),
+                (Err(fault), _) => Condition::refused(ConditionReason::NoMatchingParent, fault.clone()),
+                (Ok((side, ports)), None) => {
+                    let (Some(kinds), Some(service)) = (kinds.get(side), services.get(&side.service)) else {
                         continue;
                     };
-                    let left = taken.map_or(ports.clone(), |taken| ports.clone().without(taken, service));
-                    let condition = accepted(side, &ports, &left);
+                    let (left, lost) = kinds.share(route.key.kind, ports, service);
+                    let condition = accepted(side, &left, &lost);
                     if !left.is_empty() {
                         let of_side = attached.entry(side.clone()).or_default();
                         match of_side.iter_mut().find(|other| other.key == route.key) {
@@ -200,22 +242,23 @@ fn attach<'a>(
     attached
 }
 
-fn accepted(side: &Side, asked: &PortSet, left: &PortSet) -> Condition {
+fn accepted(side: &Side, left: &PortSet, lost: &BTreeSet<u16>) -> Condition {
     if left.is_empty() {
-        let message =
-            format!("a GRPCRoute has these ports of service {}, and is more specific", side.service);
+        let message = format!("older routes of another kind have these ports of service {}", side.service);
         return Condition::refused(ConditionReason::Conflicted, message);
     }
     let whom = match &side.client_namespace {
         None => "everybody".to_owned(),
         Some(namespace) => format!("clients of namespace {namespace}"),
     };
-    let mut message = format!("it holds for {whom}");
-    if left != asked {
-        let ports: Vec<String> = left.to_wire().iter().map(u32::to_string).collect();
-        message = format!("{message}, at port {} only: a GRPCRoute has the others", ports.join(", "));
+    if lost.is_empty() {
+        return Condition::accepted(format!("it holds for {whom}"));
     }
-    Condition::accepted(message)
+    let lost: Vec<String> = lost.iter().map(u16::to_string).collect();
+    let ports = lost.join(", ");
+    Condition::accepted(format!(
+        "it holds for {whom}, but not at port {ports}: older routes of another kind have it"
+    ))
 }
 
 fn service(
@@ -242,12 +285,7 @@ fn service(
                 routes.push(wire_route(side, route, &PortSet::These([port].into()), &layers, targets));
             }
             // Where the ports cannot be listed, the copies above come first and win by that.
-            let rest = match services.get(name) {
-                Some(ports) if ports.all().is_some() || route.ports != PortSet::All => {
-                    route.ports.clone().without(&PortSet::These(special.clone()), ports)
-                }
-                _ => route.ports.clone(),
-            };
+            let rest = services.get(name).map_or(PortSet::All, |ports| route.ports.without(&special, ports));
             if !rest.is_empty() {
                 routes.push(wire_route(side, route, &rest, &whole, targets));
             }

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use outrigger_core::traffic::Traffic;
+
 use super::condition::{Condition, ConditionReason, Conditions};
 use super::layers::Layer;
 use super::services::Services;
@@ -74,6 +76,10 @@ impl Targets {
             return Err((ConditionReason::Conflicted, message));
         }
         let partial = without_effect(&target, &mut layer);
+        // What sidecars would refuse they would refuse with the whole service.
+        if let Some(Err(fault)) = layer.to_wire().map(|wire| Traffic::from_wire(&wire)) {
+            return Err((ConditionReason::Invalid, fault));
+        }
         self.0.insert(target, (key.clone(), layer));
         Ok(partial)
     }

@@ -158,7 +158,7 @@ fn health_check(check: &HealthCheck, origin: &str) -> v1::HealthCheck {
         path: check.path.clone().unwrap_or_default(),
         interval: millis(check.interval, 10_000),
         timeout: millis(check.timeout, 1000),
-        healthy: check.healthy.unwrap_or(2),
+        healthy: check.healthy.unwrap_or(1),
         unhealthy: check.unhealthy.unwrap_or(3),
         origin: origin.to_owned(),
     }

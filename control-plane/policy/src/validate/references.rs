@@ -52,7 +52,7 @@ fn mesh_defaults(world: &World<'_>, namespace: &str, spec: &MeshDefaults, report
         let plain = workloads.iter().filter(held).filter(|workload| workload.identity.is_none()).count();
         if plain > 0 {
             let message = format!(
-                "{plain} workloads that it holds for have no sidecar, and are called without mutual TLS as before"
+                "workloads without a sidecar that it holds for: {plain}; they are called in plaintext as before"
             );
             report.warn("spec.mtls", message);
         }
@@ -354,7 +354,7 @@ fn access(world: &World<'_>, namespace: &str, spec: &AccessPolicy, report: &mut 
     let bare = targeted.iter().filter(|workload| workload.identity.is_none()).count();
     if bare > 0 {
         let message =
-            format!("{bare} of {} workloads have no sidecar: nothing is enforced there", targeted.len());
+            format!("workloads without a sidecar: {bare} of {}; nothing is enforced there", targeted.len());
         report.warn("spec.targetRef", message);
     }
     rules(world, namespace, spec, opaque, report);

@@ -1,9 +1,14 @@
+mod policies;
+
 use std::{collections::BTreeSet, net::IpAddr};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::Port;
+use crate::{
+    model::{Health, Port},
+    route::Routes,
+};
 
 const PORT: u16 = 80;
 const MS: Duration = Duration::from_millis(1);
@@ -29,11 +34,18 @@ fn service(endpoints: impl IntoIterator<Item = Endpoint>) -> Arc<Service> {
         ports: BTreeMap::from([(PORT, port)]),
         endpoints,
         source: "file".into(),
+        routes: Routes::default(),
+        traffic: None,
+        leads_to: Vec::new(),
     })
 }
 
+fn live() -> Arc<Live> {
+    Arc::new(Live::new(Instant::now()))
+}
+
 fn balancer(service: &Arc<Service>) -> Balancer {
-    let mut balancer = Balancer::new("me", MAX_ENDPOINTS);
+    let mut balancer = Balancer::new("me", MAX_ENDPOINTS, live());
     balancer.update(service);
     balancer
 }
@@ -48,7 +60,7 @@ fn drive(
 ) -> BTreeMap<String, u32> {
     let mut taken = BTreeMap::new();
     for _ in 0..requests {
-        let picked = balancer.pick(PORT, *now, rng, &[]).unwrap();
+        let picked = balancer.pick(PORT, *now, rng, &[], None).endpoint().unwrap();
         let token = balancer.start(&picked);
         *now += MS;
         balancer.finish(token, serve(&picked.endpoint.id), *now);
@@ -64,7 +76,7 @@ fn healthy(count: u8) -> impl Iterator<Item = Endpoint> {
 fn picks(balancer: &mut Balancer, now: Instant) -> BTreeSet<String> {
     let mut rng = fastrand::Rng::with_seed(7);
     (0..200)
-        .filter_map(|_| balancer.pick(PORT, now, &mut rng, &[]))
+        .filter_map(|_| balancer.pick(PORT, now, &mut rng, &[], None).endpoint())
         .map(|p| p.endpoint.id.to_string())
         .collect()
 }
@@ -143,7 +155,7 @@ fn shares(balancer: &mut Balancer, now: Instant) -> BTreeMap<String, u32> {
     let mut rng = fastrand::Rng::with_seed(3);
     let mut taken = BTreeMap::new();
     for _ in 0..10_000 {
-        let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+        let picked = balancer.pick(PORT, now, &mut rng, &[], None).endpoint().unwrap();
         *taken.entry(picked.endpoint.id.to_string()).or_default() += 1;
     }
     taken
@@ -155,7 +167,7 @@ fn a_busy_endpoint_is_spared_in_proportion_to_its_weight() {
     let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
     let mut tokens = Vec::new();
     while balancer.slots[0].pending < 9 {
-        let picked = balancer.pick(PORT, now, &mut rng, &["e2".into()]).unwrap();
+        let picked = balancer.pick(PORT, now, &mut rng, &["e2".into()], None).endpoint().unwrap();
         tokens.push(balancer.start(&picked));
     }
     // Load 9 / 1.5 + 1 = 7 against 1: the busy one keeps a seventh of its three quarters.
@@ -187,7 +199,7 @@ fn failures_in_a_row_weigh_more_and_success_ends_the_row() {
     let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
     let mut estimates = Vec::new();
     for outcome in [Outcome::Failure, Outcome::Failure, Outcome::Failure, Outcome::Success { rtt: MS }] {
-        let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+        let picked = balancer.pick(PORT, now, &mut rng, &[], None).endpoint().unwrap();
         let token = balancer.start(&picked);
         balancer.finish(token, outcome, now);
         estimates.push(balancer.slots[0].estimate(FLOOR, now));
@@ -213,8 +225,8 @@ fn the_subset_prefers_what_works() {
     let health = |number| if number % 10 == 0 { Health::Healthy } else { Health::Unhealthy };
     let many = service((1..=250).map(|number| endpoint(number, 1, health(number))));
     let mut balancer = balancer(&many);
-    let key = balancer.subset(PORT);
-    let members = &balancer.subsets[&key];
+    let key = balancer.on_port(PORT);
+    let members = &balancer.on_ports[&key].subset;
     let working = members.iter().filter(|at| balancer.slots[**at].endpoint.health == Health::Healthy);
     assert_eq!((members.len(), working.count()), (MAX_ENDPOINTS, 25));
 }
@@ -249,7 +261,7 @@ fn a_failed_connect_puts_aside_longer_every_time_and_one_request_tries() {
         last = aside;
         let mut tries = 0;
         for _ in 0..200 {
-            let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+            let picked = balancer.pick(PORT, now, &mut rng, &[], None).endpoint().unwrap();
             tries += u32::from(&*picked.endpoint.id == "e1");
         }
         assert_eq!(tries, 1);
@@ -267,9 +279,10 @@ fn never_more_than_half_are_put_aside() {
         for number in 1..=count {
             balancer.connect_failed(&format!("e{number}"), now, &mut rng);
         }
-        assert!(balancer.pick(PORT, now, &mut rng, &[]).is_some());
+        assert!(balancer.pick(PORT, now, &mut rng, &[], None).endpoint().is_some());
         let mut found = Vec::new();
-        balancer.gather(PORT, now, &[], &mut found);
+        let port = balancer.on_port(PORT);
+        balancer.gather(port, now, &[], &mut found);
         assert_eq!(found.len(), left, "of {count}");
     }
 }
@@ -303,11 +316,11 @@ fn a_draining_sidecar_is_avoided_while_there_are_others() {
 fn a_token_outlives_its_endpoint_in_peace() {
     let mut balancer = balancer(&service(healthy(1)));
     let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
-    let picked = balancer.pick(PORT, now, &mut rng, &[]).unwrap();
+    let picked = balancer.pick(PORT, now, &mut rng, &[], None).endpoint().unwrap();
     let (left, returned) = (balancer.start(&picked), balancer.start(&picked));
     balancer.update(&service([]));
     balancer.finish(left, Outcome::Failure, now);
-    assert!(balancer.pick(PORT, now, &mut rng, &[]).is_none());
+    assert!(balancer.pick(PORT, now, &mut rng, &[], None).endpoint().is_none());
     balancer.update(&service(healthy(1)));
     balancer.finish(returned, Outcome::Failure, now);
     assert_eq!(
@@ -325,11 +338,19 @@ fn an_endpoint_at_another_port_is_not_picked() {
     any.ports = BTreeMap::from([(0, 9000)]);
     let mut balancer = balancer(&service([other, any]));
     let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
-    let mut address = |port| balancer.pick(port, now, &mut rng, &[]).map(|picked| picked.address.to_string());
+    let mut address = |port| {
+        balancer.pick(port, now, &mut rng, &[], None).endpoint().map(|picked| picked.address.to_string())
+    };
     assert_eq!(address(80).as_deref(), Some("10.0.0.2:9000"));
     assert_eq!(address(81).as_deref(), Some("10.0.0.1:8081"));
     assert_eq!(address(0).as_deref(), Some("10.0.0.2:9000"));
-    assert_eq!(balancer.subsets.len(), 2);
+    assert_eq!(balancer.on_ports.len(), 2);
+}
+
+fn is_dead(balancer: &Balancer, id: &str) -> bool {
+    let on_port = &balancer.on_ports[&PORT];
+    let circuit = on_port.circuits[balancer.index(id).unwrap()].as_ref();
+    circuit.is_some_and(|circuit| circuit.is_dead(&on_port.group))
 }
 
 fn any_health() -> impl Strategy<Value = Health> {
@@ -378,7 +399,7 @@ proptest! {
     ) {
         let mut now = Instant::now();
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut balancer = Balancer::new("me", max_endpoints);
+        let mut balancer = Balancer::new("me", max_endpoints, live());
         let mut current = Vec::new();
         let mut open = std::collections::VecDeque::new();
         for step in steps {
@@ -401,9 +422,18 @@ proptest! {
                         .iter()
                         .filter(|e| e.socket_address(PORT).is_some() && !exclude.contains(&e.id))
                         .collect();
-                    let picked = balancer.pick(PORT, now, &mut rng, &exclude);
-                    prop_assert_eq!(picked.is_some(), !allowed.is_empty());
-                    let Some(picked) = picked else { continue };
+                    let picked = match balancer.pick(PORT, now, &mut rng, &exclude, None) {
+                        Pick::Endpoint(picked) => picked,
+                        Pick::NoEndpoints => {
+                            prop_assert!(allowed.is_empty());
+                            continue;
+                        }
+                        Pick::AllFailing => {
+                            let mut serving = current.iter().filter(|e| e.socket_address(PORT).is_some());
+                            prop_assert!(serving.all(|e| is_dead(&balancer, &e.id)) || allowed.is_empty());
+                            continue;
+                        }
+                    };
                     prop_assert!(allowed.iter().any(|e| **e == *picked.endpoint));
                     prop_assert_eq!(Some(picked.address), picked.endpoint.socket_address(PORT));
                     let outcome = match outcome {
@@ -430,10 +460,10 @@ proptest! {
     fn the_subset_is_bounded_and_stable(endpoints in any_endpoints(), remove: prop::sample::Index, own in "[a-z]{1,8}") {
         prop_assume!(!endpoints.is_empty());
         let members = |endpoints: &[Endpoint]| -> BTreeSet<Arc<str>> {
-            let mut balancer = Balancer::new(&own, MAX_ENDPOINTS);
+            let mut balancer = Balancer::new(&own, MAX_ENDPOINTS, live());
             balancer.update(&service(endpoints.to_vec()));
-            let key = balancer.subset(PORT);
-            balancer.subsets[&key].iter().map(|at| Arc::clone(&balancer.slots[*at].endpoint.id)).collect()
+            let key = balancer.on_port(PORT);
+            balancer.on_ports[&key].subset.iter().map(|at| Arc::clone(&balancer.slots[*at].endpoint.id)).collect()
         };
         let before = members(&endpoints);
         let mut fewer = endpoints.clone();
@@ -451,10 +481,11 @@ fn proxies_together_cover_all_endpoints() {
     let many = service((1..=250).map(|number| endpoint(number, 1, Health::Healthy)));
     let mut used: BTreeMap<usize, u32> = BTreeMap::new();
     for proxy in 0..100 {
-        let mut balancer = Balancer::new(&format!("spiffe://a/ns/b/sa/c@10.1.0.{proxy}"), MAX_ENDPOINTS);
+        let mut balancer =
+            Balancer::new(&format!("spiffe://a/ns/b/sa/c@10.1.0.{proxy}"), MAX_ENDPOINTS, live());
         balancer.update(&many);
-        let key = balancer.subset(PORT);
-        for at in &balancer.subsets[&key] {
+        let key = balancer.on_port(PORT);
+        for at in &balancer.on_ports[&key].subset {
             *used.entry(*at).or_default() += 1;
         }
     }

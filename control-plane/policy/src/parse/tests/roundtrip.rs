@@ -10,7 +10,7 @@ use crate::{parse, schema};
 
 /// Texts that YAML writers get wrong.
 fn text() -> BoxedStrategy<String> {
-    let traps = [
+    const TRAPS: &[&str] = &[
         "",
         " ",
         "~",
@@ -97,7 +97,7 @@ fn text() -> BoxedStrategy<String> {
         "a\u{1}b",
     ];
     prop_oneof![
-        proptest::sample::select(&traps[..]).prop_map(str::to_owned),
+        proptest::sample::select(TRAPS).prop_map(str::to_owned),
         any::<String>(),
         "[a-z]{1,12}",
         "[ -~\n]{0,100}",
@@ -150,9 +150,12 @@ fn object(schema: &Value) -> BoxedStrategy<Value> {
         .iter()
         .map(|(name, schema)| {
             let value = match (&**name, schema.get("type")) {
-                // The only text with a spelling of its own.
+                // Texts with a spelling of their own.
                 ("address", _) => {
                     proptest::sample::select(vec![json!("192.0.2.1"), json!("2001:db8::1")]).boxed()
+                }
+                ("grpcStatus", _) => {
+                    proptest::sample::select(vec![json!(0), json!(16), json!("unavailable")]).boxed()
                 }
                 _ => instance(schema),
             };
