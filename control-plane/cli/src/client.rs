@@ -122,7 +122,7 @@ impl Server {
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
-    message: String,
+    pub(crate) message: String,
     pub(crate) faults: Vec<Fault>,
 }
 

@@ -1,6 +1,6 @@
 //! The API of policies, as `docs/cli.md` and `/api/v1/openapi.json` describe it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use anyhow::Result;
 use http::StatusCode;
@@ -157,7 +157,7 @@ pub(super) async fn list(server: &Server, kind: Option<Kind>, namespace: Option<
 
 /// One object.
 pub(super) async fn get(server: &Server, key: &Key) -> Result<Item> {
-    server.get(&path(key)).await.map_err(|error| missing(error, key))
+    server.get(&path(key)).await.map_err(missing)
 }
 
 /// All that is in force, and what it is about.
@@ -175,28 +175,44 @@ pub(super) async fn apply(server: &Server, apply: &Apply<'_>) -> Result<Applied>
 pub(super) async fn delete(server: &Server, key: &Key, revision: Option<u64>, dry_run: bool) -> Result<()> {
     let revision = revision.map(|revision| format!("&revision={revision}")).unwrap_or_default();
     let path = format!("{}?dryRun={dry_run}{revision}", path(key));
-    server.delete(&path).await.map_err(|error| missing(error, key))
+    server.delete(&path).await.map_err(missing)
 }
 
 /// The last revisions of an object, the newest first.
 pub(super) async fn history(server: &Server, key: &Key) -> Result<Vec<Past>> {
     let answer = server.get::<Items<Past>>(&format!("{}/history", path(key))).await;
-    let mut items = answer.map_err(|error| missing(error, key))?.items;
+    let mut items = answer.map_err(missing)?.items;
     items.sort_by_key(|past| std::cmp::Reverse(past.revision));
     Ok(items)
 }
 
 pub(super) async fn rollback(server: &Server, key: &Key, revision: u64, dry_run: bool) -> Result<Applied> {
     let answer = server.post(&format!("{}/rollback", path(key)), &Rollback { revision, dry_run }).await;
-    answer.map_err(|error| missing(error, key))
+    answer.map_err(missing)
 }
 
 /// Whether the controller said that there is no such object.
 pub(super) fn is_missing(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == StatusCode::NOT_FOUND)
+    error.is::<Missing>()
 }
 
-/// A name that was mistyped is the common case: it is told without the call that found it out.
-fn missing(error: anyhow::Error, key: &Key) -> anyhow::Error {
-    if is_missing(&error) { error.context(format!("there is no {key}")) } else { error }
+/// There is no such object: told in the controller's words alone, for a name that was mistyped is the common case.
+#[derive(Debug)]
+struct Missing(String);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
+fn missing(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<Refusal>() {
+        Some(refusal) if refusal.status == StatusCode::NOT_FOUND && !refusal.message.is_empty() => {
+            Missing(refusal.message.clone()).into()
+        }
+        _ => error,
+    }
 }

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use outrigger_policy::{Object, effective, resolve};
+use outrigger_policy::{Object, effective, resolve, text};
 
 use super::{
     Scope, api,
@@ -44,7 +44,7 @@ impl Arguments {
         for object in &objects {
             let key = object.key();
             let live = policies.get(&key).map(|stored| as_written(&stored.object)).unwrap_or_default();
-            let diff = outrigger_policy::text_diff(&format!("live {key}"), &live, &format!("file {key}"), &as_written(object));
+            let diff = text::diff(&format!("live {key}"), &live, &format!("file {key}"), &as_written(object));
             for line in diff.lines() {
                 text += &coloured(line, paint);
                 text.push('\n');
@@ -57,7 +57,7 @@ impl Arguments {
         let changes = effective::changes(&old, &new, &catalog);
         text += if changes.is_empty() { "\nIn effect: nothing changes.\n" } else { "\nIn effect:\n" };
         for change in changes {
-            text += &format!("  {}\n", plain(&change.to_string()));
+            text += &format!("  {}\n", plain(&change));
         }
         output::write(&text)?;
         Ok(Answer::No)

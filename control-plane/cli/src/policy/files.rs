@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use outrigger_policy::{Fault, Finding, Key, Object, Parsed, parse};
+use outrigger_policy::{Documents, Fault, Finding, Key, Object, Parsed, parse};
 
 use crate::client::Refusal;
 
@@ -22,9 +22,9 @@ pub(super) struct Files {
 }
 
 /// A text and where it comes from.
-pub(super) struct Source {
-    pub(super) name: String,
-    pub(super) text: String,
+struct Source {
+    name: String,
+    text: String,
 }
 
 /// Faults of files, each with its place.
@@ -42,7 +42,7 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 /// Reads the texts of all of `files`.
-pub(super) fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
+fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     for file in files {
         if file == Path::new("-") {
@@ -95,25 +95,39 @@ fn read(name: String, from: impl Read) -> Result<Source> {
 
 /// Reads all of `files` as objects; every fault of every file is told.
 pub(super) fn objects(files: &[PathBuf], namespace: &str) -> Result<Vec<Parsed>> {
-    let (mut objects, mut faults) = (Vec::new(), Vec::new());
-    for source in sources(files)? {
-        match outrigger_policy::parse(&source.name, &source.text, namespace) {
-            Ok(parsed) => objects.extend(parsed),
-            Err(found) => faults.extend(found),
-        }
-    }
-    faults.extend(twice(&objects));
-    if !faults.is_empty() {
-        return Err(Faults(faults).into());
-    }
+    let parse = |source: &Source| outrigger_policy::parse(&source.name, &source.text, namespace);
+    let objects: Vec<Parsed> = each(files, parse)?.into_iter().flatten().collect();
     if objects.is_empty() {
         bail!("the files hold no object");
     }
-    Ok(objects)
+    let twice = twice(&objects);
+    if twice.is_empty() { Ok(objects) } else { Err(Faults(twice).into()) }
+}
+
+/// Reads all of `files` as objects and tests; every fault of every file is told.
+pub(super) fn documents(files: &[PathBuf], namespace: &str) -> Result<Documents> {
+    let parse = |source: &Source| outrigger_policy::parse_with_tests(&source.name, &source.text, namespace);
+    let mut all = Documents::default();
+    for Documents { objects, tests } in each(files, parse)? {
+        all.objects.extend(objects);
+        all.tests.extend(tests);
+    }
+    Ok(all)
+}
+
+fn each<T>(files: &[PathBuf], parse: impl Fn(&Source) -> Result<T, Vec<Fault>>) -> Result<Vec<T>> {
+    let (mut all, mut faults) = (Vec::new(), Vec::new());
+    for source in sources(files)? {
+        match parse(&source) {
+            Ok(parsed) => all.push(parsed),
+            Err(found) => faults.extend(found),
+        }
+    }
+    if faults.is_empty() { Ok(all) } else { Err(Faults(faults).into()) }
 }
 
 /// Two files that say different things of one object leave open which of them is meant.
-fn twice(objects: &[Parsed]) -> Vec<Fault> {
+pub(super) fn twice(objects: &[Parsed]) -> Vec<Fault> {
     let mut first: BTreeMap<Key, Fault> = BTreeMap::new();
     let mut faults = Vec::new();
     for parsed in objects {

@@ -4,10 +4,15 @@
 //! that the controller and the proxies run: the controller serves no computation that anybody could ask of it in bulk.
 
 mod api;
+mod diff;
+mod explain;
 mod files;
 mod get;
 mod history;
 mod names;
+mod overlay;
+mod stand_in;
+mod test;
 mod validate;
 mod write;
 
@@ -36,6 +41,12 @@ enum Command {
     Describe(get::Describe),
     /// Delete objects
     Delete(write::Delete),
+    /// Show what applying files would change, in the text and in effect; exit code 1: there are differences, 2: it failed
+    Diff(diff::Arguments),
+    /// Ask policies the questions of a PolicyTest, with no controller needed; exit code 1: a case failed, 2: it could not be run
+    Test(test::Arguments),
+    /// Show what becomes of a request, decision by decision, with the policy and rule that made each
+    Explain(explain::Arguments),
     /// Check files, with no controller needed
     Validate(validate::Arguments),
     /// List the last revisions of an object
@@ -66,13 +77,16 @@ impl Scope {
 impl Arguments {
     /// Whether the answer is in the exit code, so that a failure needs another one.
     pub(crate) fn is_question(&self) -> bool {
-        false
+        matches!(self.command, Command::Diff(_) | Command::Test(_))
     }
 }
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<Answer> {
     match arguments.command {
+        Command::Diff(diff) => return diff.run().await,
+        Command::Test(test) => return test.run().await,
+        Command::Explain(explain) => explain.run().await,
         Command::Apply(apply) => apply.run().await,
         Command::Get(get) => get.run().await,
         Command::Describe(describe) => describe.run().await,

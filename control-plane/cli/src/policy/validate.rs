@@ -36,7 +36,7 @@ impl Arguments {
                 let faults = findings.errors.iter().map(|finding| files::place(finding, &parsed));
                 return Err(Faults(faults.collect()).into());
             }
-            checked = "references hold";
+            checked = "references were checked";
         }
         let objects = if parsed.len() == 1 { "object is" } else { "objects are" };
         output::write(&format!("{} {objects} valid; {checked}\n", parsed.len()))

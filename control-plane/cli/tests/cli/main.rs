@@ -5,3 +5,4 @@ mod contexts;
 mod fake;
 mod lists;
 mod policies;
+mod questions;
