@@ -6,7 +6,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use outrigger_policy::Fault;
@@ -17,6 +17,9 @@ use tokio::net::TcpStream;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Larger answers than this are not the API's.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// Says who asks, for the history and the audit log. Nobody believes it more than the token.
+const AUTHOR: &str = "outrigger-author";
 
 /// A controller's API and what opens it.
 #[derive(Clone, Debug)]
@@ -91,13 +94,16 @@ impl Server {
             .context("connecting to the controller (is it running, and is --server right?)")?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.address)
             .header(header::AUTHORIZATION, format!("Bearer {}", token.trim()))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(author) = author() {
+            request = request.header(AUTHOR, author);
+        }
+        let request = request.body(Full::new(body))?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let answer = Limited::new(response.into_body(), MAX_ANSWER)
@@ -116,6 +122,12 @@ impl Server {
             status => Err(Refusal::new(status, &answer).into()),
         }
     }
+}
+
+/// `OUTRIGGER_AUTHOR`, for pipelines that act for somebody, or the user.
+fn author() -> Option<HeaderValue> {
+    let author = std::env::var("OUTRIGGER_AUTHOR").or_else(|_| std::env::var("USER")).ok()?;
+    HeaderValue::from_str(&author).ok()
 }
 
 /// What the controller answered in place of doing it.

@@ -42,8 +42,20 @@ struct Proxy {
     connected: i64,
     types: BTreeMap<String, Type>,
     claims: Vec<Claim>,
+    /// The policies that are in what it was sent.
+    #[serde(default)]
+    policies: Vec<Policy>,
     #[serde(flatten)]
     more: Map<String, Value>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Policy {
+    key: String,
+    /// `sent`, `accepted` or `refused`.
+    state: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,22 +103,28 @@ impl Proxy {
         self.types.values().filter_map(|kind| kind.nack.as_ref())
     }
 
-    fn held(&self) -> impl Iterator<Item = Held> {
-        self.types.iter().flat_map(move |(kind, state)| {
-            state.subscriptions.iter().map(move |subscription| {
-                let refused = state.nack.as_ref().filter(|nack| {
-                    subscription.state == "refused" && nack.names.contains(&subscription.name)
-                });
-                Held {
-                    proxy: self.address.clone(),
-                    kind: kind.clone(),
-                    name: subscription.name.clone(),
-                    version: subscription.version.clone(),
-                    state: subscription.state.clone(),
-                    reason: refused.map(|nack| nack.message.clone()),
-                }
-            })
-        })
+    /// Resources, then the policies that are in them.
+    fn held(&self) -> Vec<Held> {
+        let held = |kind: &str, name: &str, state: &str| Held {
+            proxy: self.address.clone(),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            version: None,
+            state: state.to_owned(),
+            reason: None,
+        };
+        let mut all = Vec::new();
+        for (kind, Type { subscriptions, nack, .. }) in &self.types {
+            for Subscription { name, version, state } in subscriptions {
+                let refused = nack.as_ref().filter(|nack| state == "refused" && nack.names.contains(name));
+                let reason = refused.map(|nack| nack.message.clone());
+                all.push(Held { version: version.clone(), reason, ..held(kind, name, state) });
+            }
+        }
+        for Policy { key, state, reason } in &self.policies {
+            all.push(Held { reason: reason.clone(), ..held("Policy", key, state) });
+        }
+        all
     }
 }
 

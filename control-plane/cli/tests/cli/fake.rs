@@ -33,6 +33,8 @@ struct State {
     /// `<kind> <namespace>/<name>` to its revisions; the last one is what holds, unless it has no object.
     objects: BTreeMap<String, Vec<Value>>,
     is_down: bool,
+    /// Who said last who it is.
+    author: String,
 }
 
 /// What a command did.
@@ -104,6 +106,7 @@ impl Fake {
             .current_dir(self.home())
             .env_clear()
             .env("HOME", self.home())
+            .env("USER", "ann")
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -139,6 +142,7 @@ fn serve(mut stream: &TcpStream, state: &mut State) {
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.parse().unwrap(),
             "authorization" => is_known = value == format!("Bearer {TOKEN}"),
+            "outrigger-author" => value.clone_into(&mut state.author),
             _ => {}
         }
     }
@@ -304,7 +308,7 @@ impl State {
     fn write(&mut self, key: &str, action: &str, object: Option<&Value>) {
         self.revision += 1;
         let mut past = json!({
-            "revision": self.revision, "time": now() - LONG_AGO, "author": "admin", "action": action,
+            "revision": self.revision, "time": now() - LONG_AGO, "author": self.author, "action": action,
         });
         if let Some(object) = object {
             past["object"] = object.clone();
@@ -410,6 +414,10 @@ fn proxies() -> Value {
                     "subscriptions": [{ "name": "10.0.0.1:8080", "version": "3", "state": "sent" }] },
             },
             "claims": [],
+            "policies": [
+                { "key": "HTTPRoute shop/orders", "state": "refused", "reason": "route 0: no such filter" },
+                { "key": "TrafficPolicy shop/orders", "state": "accepted" },
+            ],
         },
     ])
 }

@@ -160,6 +160,21 @@ fn an_object_is_described() {
 }
 
 #[test]
+fn who_writes_is_told() {
+    let fake = applied();
+    let author = |name: &str| {
+        let get = fake.run(&["policy", "get", name, "-o", "wide"]).stdout;
+        get.lines().nth(1).unwrap().split_whitespace().last().unwrap().to_owned()
+    };
+    assert_eq!(author("ap/shop/orders"), "ann", "the user");
+    let (server, file) = (fake.address().to_string(), fake.home().join("token").display().to_string());
+    let environment =
+        [("OUTRIGGER_SERVER", &*server), ("OUTRIGGER_TOKEN_FILE", &*file), ("OUTRIGGER_AUTHOR", "pipeline")];
+    fake.run_in(&["policy", "apply", "-f", "-"], &ACCESS.replace("GET", "POST"), &environment);
+    assert_eq!(author("ap/shop/orders"), "pipeline");
+}
+
+#[test]
 fn what_is_not_there_is_a_failure_unless_it_may_be_missing() {
     let fake = Fake::start();
     insta::assert_snapshot!(fake.run(&["policy", "get", "ap", "nobody"]));
