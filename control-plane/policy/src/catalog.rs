@@ -15,7 +15,7 @@ pub struct Catalog {
     pub trust_domain: String,
     /// The mesh's own namespace: objects of it may be about the whole mesh.
     pub mesh_namespace: String,
-    /// What holds where no MeshDefaults says otherwise.
+    /// What holds where no `MeshDefaults` says otherwise.
     pub defaults: Defaults,
     /// Every service.
     #[serde(default)]
@@ -33,7 +33,7 @@ impl Default for Catalog {
     }
 }
 
-/// What holds where no MeshDefaults says otherwise.
+/// What holds where no `MeshDefaults` says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Defaults {
     /// Whether workloads take plaintext.

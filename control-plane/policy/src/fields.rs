@@ -74,7 +74,7 @@ pub(crate) fn refusal(field: &str) -> &'static str {
     REFUSED.iter().find(|(name, _)| *name == field).map_or("the mesh does not do this", |(_, reason)| reason)
 }
 
-/// Every field of HTTPRoute and GRPCRoute, but for those below one that is refused.
+/// Every field of `HTTPRoute` and `GRPCRoute`, but for those below one that is refused.
 pub fn fields() -> Vec<Field> {
     [Kind::HttpRoute, Kind::GrpcRoute].into_iter().flat_map(of_kind).collect()
 }

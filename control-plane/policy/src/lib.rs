@@ -13,6 +13,7 @@ pub mod explain;
 pub mod fault;
 pub mod fields;
 pub mod kind;
+#[allow(clippy::doc_markdown, reason = "the words become descriptions in schemas, which are no Markdown")]
 pub mod kinds;
 pub mod object;
 pub mod parse;

@@ -33,7 +33,7 @@ pub fn json(kind: Kind) -> Value {
     })
 }
 
-/// The JSON schema of a PolicyTest.
+/// The JSON schema of a `PolicyTest`.
 pub fn policy_test() -> Value {
     let mut schema = of::<PolicyTest>();
     let cases = schema["properties"]["cases"].take();

@@ -26,9 +26,10 @@ pub(super) fn check(out: &mut Problems, name: &str, spec: &MeshDefaults) {
         }
         match (&probe.path, probe.nodes.is_empty()) {
             (Some(path), true) => {
-                let fault = match path.contains('?') {
-                    true => Err("has a query: a probe is known by its path without it".to_owned()),
-                    false => names::path(path),
+                let fault = if path.contains('?') {
+                    Err("has a query: a probe is known by its path without it".to_owned())
+                } else {
+                    names::path(path)
                 };
                 out.take(format!("{at}.path"), fault);
             }

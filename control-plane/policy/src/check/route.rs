@@ -60,7 +60,7 @@ pub(super) fn grpc(out: &mut Problems, route: &GrpcRoute) {
     }
 }
 
-/// A gRPC method, also in an AccessPolicy.
+/// A gRPC method, also in an `AccessPolicy`.
 pub(super) fn grpc_method(kind: MatchType, method: &GrpcMethodMatch) -> Result<(), String> {
     let word = |text: &str| {
         let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');

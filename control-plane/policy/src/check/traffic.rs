@@ -100,7 +100,7 @@ fn target(out: &mut Problems, namespace: &str, spec: &TrafficPolicy) {
             }
         }
         (None, Service | HttpRoute | GrpcRoute) => {
-            out.error("spec.targetRef.name", "is missing: say which one")
+            out.error("spec.targetRef.name", "is missing: say which one");
         }
         (Some(_), Mesh | Namespace) => {
             out.error("spec.targetRef.name", format!("is for a Service or a route: there is one {kind:?}"));
@@ -120,7 +120,7 @@ fn target(out: &mut Problems, namespace: &str, spec: &TrafficPolicy) {
     }
     match (&target.namespace, kind) {
         (Some(_), Mesh) => {
-            out.error("spec.targetRef.namespace", "is for a Service or a route: there is one Mesh")
+            out.error("spec.targetRef.namespace", "is for a Service or a route: there is one Mesh");
         }
         (Some(other), _) if other != namespace => {
             let message = format!("is not the policy's own, `{namespace}`: write the policy there");
@@ -217,7 +217,7 @@ fn check_fault(out: &mut Problems, fault: &Fault) {
     if let Some(abort) = &fault.abort {
         match (abort.status, abort.grpc_status) {
             (Some(_), Some(_)) => {
-                out.error("spec.fault.abort", "has both `status` and `grpcStatus`: write one")
+                out.error("spec.fault.abort", "has both `status` and `grpcStatus`: write one");
             }
             (None, None) => out.error("spec.fault.abort", "has neither `status` nor `grpcStatus`"),
             (None, Some(code)) if code.code() == 0 => {

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use super::*;
 
@@ -43,7 +44,8 @@ fn each_reason_is_used() {
             .iter()
             .filter(|field| field.support != Support::Supported)
             .map(|field| format!("{} {}: {:?}\n", field.kind, field.field, field.support))
-            .collect::<String>()
+            .collect::<Vec<_>>()
+            .concat()
     );
 }
 
@@ -60,7 +62,7 @@ fn the_table_in_the_documentation_is_fresh() {
             Support::Limited { reason } => format!("in part: {reason}"),
             Support::Refused { reason } => format!("refused: {reason}"),
         };
-        table.push_str(&format!("| {kind} | `{field}` | {said} |\n"));
+        writeln!(table, "| {kind} | `{field}` | {said} |").unwrap();
     }
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policies.md");
     let text = std::fs::read_to_string(&file).unwrap();

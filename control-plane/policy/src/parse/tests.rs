@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use crate::object::Spec;
 fn faults(text: &str) -> String {
     match parse_with_tests("p.yaml", text, "default") {
         Ok(_) => panic!("taken:\n{text}"),
-        Err(faults) => faults.iter().map(|fault| format!("{fault}\n")).collect(),
+        Err(faults) => faults.iter().map(|fault| format!("{fault}\n")).collect::<Vec<_>>().concat(),
     }
 }
 
@@ -172,7 +173,7 @@ fn a_file_without_an_object_is_none() {
 
 #[test]
 fn a_test_is_read_beside_objects_and_refused_among_them() {
-    let text = r#"
+    let text = r"
 kind: PolicyTest
 cases:
   - name: web may read
@@ -180,7 +181,7 @@ cases:
     to: {service: orders.shop, port: 80}
     request: {path: /orders, headers: {x-a: b}}
     expect: {decision: Allow, policy: shop/orders, rule: web, retries: 2, timeout: 2s}
-"#;
+";
     let documents = parse_with_tests("t.yaml", &format!("{text}---{GOOD}"), "shop").unwrap();
     assert_eq!((documents.objects.len(), documents.tests.len()), (6, 1));
     let fault = documents.tests[0].fault(0, "expected Allow, got Deny").to_string();
@@ -254,7 +255,7 @@ kind: accesspolicy
 #[test]
 fn an_item_that_is_put_aside_does_not_move_the_others() {
     let faults = faults(
-        r#"
+        r"
 apiVersion: outrigger.dev/v1alpha1
 kind: AccessPolicy
 metadata: {name: a}
@@ -264,7 +265,7 @@ spec:
     - {action: allow}
     - {action: Allow}
     - {action: Deny, from: []}
-"#,
+",
     );
     let lines: Vec<&str> = faults.lines().collect();
     assert!(lines[0].starts_with("p.yaml:8:8: spec.rules[0].action: "), "{faults}");
@@ -363,7 +364,7 @@ fn aliases_come_to_no_more_than_their_bound() {
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
         let refer = vec![format!("*a{}", level - 1); 10].join(", ");
-        bomb.push_str(&format!("a{level}: &a{level} [{refer}]\n"));
+        writeln!(bomb, "a{level}: &a{level} [{refer}]").unwrap();
     }
     bomb.push_str("kind: MeshDefaults\n");
     let faults = hostile(&bomb);
@@ -390,7 +391,7 @@ fn a_mebibyte_of_anything_costs_bounded_time() {
     const MIB: usize = 1 << 20;
     let head = "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: a}\nspec:\n  targetRef: {kind: Namespace}\n";
     let fill = |line: &str| line.repeat(MIB / line.len());
-    let unknown: String = (0..40_000).map(|number| format!("  field-{number}: 1\n")).collect();
+    let unknown = (0..40_000).map(|number| format!("  field-{number}: 1\n")).collect::<Vec<_>>().concat();
     for text in [
         format!("{head}  rules: [{}]\n", fill("{a: 1}, ")),
         format!("{head}  rules: [{}]\n", fill("{action: Allow, from: []}, ")),

@@ -47,7 +47,7 @@ fn told(text: &str, kept: &str, catalog: &Catalog) -> String {
         .collect();
     let findings = validate(&objects(text), &policies, catalog);
     let lines = |kind: &str, findings: &[Finding]| -> String {
-        findings.iter().map(|finding| format!("{kind} {finding}\n")).collect()
+        findings.iter().map(|finding| format!("{kind} {finding}\n")).collect::<Vec<_>>().concat()
     };
     lines("error", &findings.errors) + &lines("warning", &findings.warnings)
 }
