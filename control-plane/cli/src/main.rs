@@ -1,21 +1,45 @@
 //! `outrigger`: what people type.
 //!
 //! Commands about the mesh talk to the controller's API and to nothing else; `demo` starts a whole mesh of its own.
+//!
+//! Exit codes are part of the interface: scripts branch on them. They are kubectl's, and the 64 of all binaries for a
+//! configuration that cannot be used.
 #![forbid(unsafe_code)]
 
 mod client;
+mod config;
+mod context;
 mod demo;
 mod output;
+mod policy;
+mod proxies;
+mod schema;
 mod services;
 mod token;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// A command that was not done, or a question whose answer is no.
+const NO: u8 = 1;
+/// A question that could not be answered; also what clap exits with when the command line is wrong.
+const UNKNOWN: u8 = 2;
+/// The file of contexts cannot be used (`sysexits.h`, EX_USAGE, as the other binaries).
+const BAD_CONFIG: u8 = 64;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done; `policy diff`: no differences; `policy test`: every case passed
+  1   failed; `policy diff`: there are differences; `policy test`: a case failed
+  2   the command line is wrong; `policy diff`, `policy test`: could not be run
+  64  the file of contexts cannot be used";
 
 /// A service mesh that you can try in one command: `outrigger demo`.
 #[derive(Parser)]
-#[command(name = "outrigger", version, propagate_version = true)]
+#[command(name = "outrigger", version, propagate_version = true, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -23,12 +47,25 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Create, list and revoke the join tokens with which workloads prove who they are
-    Token(token::Arguments),
+    /// Write, read, compare, test and explain policies
+    Policy(policy::Arguments),
     /// List the services that the controller knows
     Services(services::Arguments),
-    /// List the sidecars that are connected, and what each has acknowledged
-    Proxies(services::Arguments),
+    /// List the endpoints of services
+    Endpoints(services::EndpointArguments),
+    /// List the sidecars that are connected, what each has acknowledged, and what it refused and why
+    Proxies(proxies::Arguments),
+    /// Create, list and revoke the join tokens with which workloads prove who they are
+    Token(token::Arguments),
+    /// Choose between controllers
+    Context(context::Arguments),
+    /// Print the schema of a kind, or list the kinds
+    Schema(schema::Arguments),
+    /// Print a shell's completions, for `source <(outrigger completions bash)`
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// Run a whole mesh on this machine: no root, no cluster, no other server
     Demo(demo::Arguments),
     /// One HTTP server of the demo's applications
@@ -36,20 +73,58 @@ enum Command {
     DemoApp(demo::app::Arguments),
 }
 
+/// What a command came to. Its exit code is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Done; for a question: yes.
+    Yes,
+    /// A question was answered: there are differences, or a case failed.
+    No,
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Token(arguments) => token::run(arguments).await,
-        Command::Services(arguments) => services::run(arguments).await,
-        Command::Proxies(arguments) => services::run_proxies(arguments).await,
-        Command::Demo(arguments) => demo::run(arguments).await,
-        Command::DemoApp(arguments) => demo::app::run(arguments).await,
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let command = Arguments::parse().command;
+    let failure =
+        if matches!(&command, Command::Policy(policy) if policy.is_question()) { UNKNOWN } else { NO };
+    match run(command).await {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => NO.into(),
         Err(error) => {
             eprintln!("outrigger: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<config::BadConfig>() { BAD_CONFIG.into() } else { failure.into() }
         }
+    }
+}
+
+async fn run(command: Command) -> Result<Answer> {
+    match command {
+        Command::Policy(arguments) => return policy::run(arguments).await,
+        Command::Services(arguments) => services::run(arguments).await,
+        Command::Endpoints(arguments) => services::run_endpoints(arguments).await,
+        Command::Proxies(arguments) => proxies::run(arguments).await,
+        Command::Token(arguments) => token::run(arguments).await,
+        Command::Context(arguments) => context::run(arguments),
+        Command::Schema(arguments) => schema::run(&arguments),
+        Command::Completions { shell } => completions(shell),
+        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::DemoApp(arguments) => demo::app::run(arguments).await,
+    }?;
+    Ok(Answer::Yes)
+}
+
+fn completions(shell: Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "outrigger", &mut script);
+    output::write(&String::from_utf8_lossy(&script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
     }
 }

@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client::Server,
+    client::{Server, segment},
+    config::Connection,
     output::{self, Format, Row},
 };
 
@@ -24,7 +25,7 @@ enum Command {
     /// List the tokens, without their secrets
     List {
         #[command(flatten)]
-        server: Server,
+        connection: Connection,
         /// How to print
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
@@ -32,7 +33,7 @@ enum Command {
     /// Make a token useless from now on; certificates that it brought run out by themselves
     Revoke {
         #[command(flatten)]
-        server: Server,
+        connection: Connection,
         /// The token's id, as `outrigger token list` prints it
         id: String,
     },
@@ -41,7 +42,7 @@ enum Command {
 #[derive(Args)]
 struct Create {
     #[command(flatten)]
-    server: Server,
+    connection: Connection,
     #[command(flatten)]
     grant: Grant,
 }
@@ -103,6 +104,10 @@ struct Token {
 impl Row for Token {
     const COLUMNS: &[&str] = &["ID", "IDENTITY", "SERVICES", "CIDRS", "USES", "USED", "USABLE"];
 
+    fn name(&self) -> String {
+        self.id.clone()
+    }
+
     fn cells(&self) -> Vec<String> {
         vec![
             self.id.clone(),
@@ -133,14 +138,14 @@ fn duration(end: u64) -> String {
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Create(Create { server, grant }) => {
-            println!("{}", create(&server, &grant).await?.token);
+        Command::Create(Create { connection, grant }) => {
+            println!("{}", create(&connection.server()?, &grant).await?.token);
         }
-        Command::List { server, output } => {
-            output::print(output, &server.get::<Tokens>("/api/v1/tokens").await?.tokens)?;
+        Command::List { connection, output } => {
+            output::print(output, &connection.server()?.get::<Tokens>("/api/v1/tokens").await?.tokens)?;
         }
-        Command::Revoke { server, id } => {
-            server.delete(&format!("/api/v1/tokens/{id}")).await?;
+        Command::Revoke { connection, id } => {
+            connection.server()?.delete(&format!("/api/v1/tokens/{}", segment(&id))).await?;
             println!("token {id} revoked");
         }
     }

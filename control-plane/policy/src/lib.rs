@@ -19,6 +19,7 @@ pub mod object;
 pub mod parse;
 pub mod resolve;
 pub mod schema;
+pub mod text;
 mod tree;
 pub mod validate;
 pub mod value;

@@ -19,7 +19,10 @@ use super::{
     processes::{Process, Site},
     screen::Screen,
 };
-use crate::{client::Server, token};
+use crate::{
+    client::{Server, Token},
+    token,
+};
 
 /// How long the mesh may take from nothing to ready on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
@@ -122,7 +125,7 @@ impl Demo {
 
     async fn start_replicas(&mut self, claims: bool) -> Result<()> {
         let data = self.site.folder.join("controller");
-        let server = Server { server: self.plan.api.to_string(), token_file: data.join("admin-token") };
+        let server = Server::new(&self.plan.api.to_string(), Token::File(data.join("admin-token")))?;
         let root = data.join("root.pem").display().to_string();
         for replica in self.plan.replicas.clone() {
             let grant = token::Grant {

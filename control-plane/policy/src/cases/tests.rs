@@ -17,7 +17,7 @@ fn results(cases: &str) -> Vec<CaseResult> {
             "a",
             "shop",
             "kind: Service, name: web",
-            "rules: [{name: no, action: Deny, from: [{namespaces: [bank]}]}]",
+            "rules: [{name: not-bank, action: Deny, from: [{namespaces: [bank]}]}]",
         ),
     ]
     .concat();
@@ -45,7 +45,7 @@ fn what_is_expected_must_hold_of_all_that_can_come() {
             vec![],
         ),
         (
-            "{from: {identity: bank/pay}, to: {service: web.shop}, expect: {decision: Deny, status: 403, policy: shop/a, rule: 'no'}}",
+            "{from: {identity: bank/pay}, to: {service: web.shop}, expect: {decision: Deny, status: 403, policy: shop/a, rule: not-bank}}",
             vec![],
         ),
         (

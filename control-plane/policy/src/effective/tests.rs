@@ -14,8 +14,7 @@ fn nothing_is_different_where_nothing_changes() {
     // Written differently, it comes to the same.
     let same = access("a", "shop", "kind: Namespace", "rules: [{action: Allow}]");
     let other = access("b", "shop", "kind: Service, name: web", "rules: [{action: Allow}]");
-    let lines = between(&same, &other);
-    assert!(lines.iter().all(|line| line.contains("Allow") || line.contains("by")), "{lines:?}");
+    assert_eq!(between(&same, &other), Vec::<String>::new());
 }
 
 #[test]

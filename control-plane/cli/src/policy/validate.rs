@@ -1,0 +1,44 @@
+//! `outrigger policy validate`: what is wrong with files, before anybody applies them.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{
+    Scope, api,
+    files::{self, Faults, Files},
+};
+use crate::output;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    scope: Scope,
+    #[command(flatten)]
+    files: Files,
+    /// Also check what the files refer to, against what the controller knows
+    #[arg(long)]
+    live: bool,
+}
+
+impl Arguments {
+    pub(super) async fn run(self) -> Result<()> {
+        let parsed = files::objects(&self.files.files, &self.scope.namespace()?)?;
+        files::warn(&parsed);
+        let mut checked = "references were not checked (--live does)";
+        if self.live {
+            let (policies, catalog) = api::everything(&self.scope.server()?).await?;
+            let objects: Vec<_> = parsed.iter().map(|parsed| parsed.object.clone()).collect();
+            let findings = outrigger_policy::validate(&objects, &policies, &catalog);
+            for warning in &findings.warnings {
+                eprintln!("warning: {}", files::place(warning, &parsed));
+            }
+            if !findings.errors.is_empty() {
+                let faults = findings.errors.iter().map(|finding| files::place(finding, &parsed));
+                return Err(Faults(faults.collect()).into());
+            }
+            checked = "references were checked";
+        }
+        let objects = if parsed.len() == 1 { "object is" } else { "objects are" };
+        output::write(&format!("{} {objects} valid; {checked}\n", parsed.len()))
+    }
+}
