@@ -13,14 +13,13 @@ use std::sync::Arc;
 
 use outrigger_api::v1;
 use outrigger_core::access::{Access, By, Caller, Verdict};
+use outrigger_core::deadline;
 use outrigger_core::model::{self, Protocol};
 use outrigger_core::path;
 use outrigger_core::reason::Reason;
 use outrigger_core::request::{Request, View};
 use outrigger_core::route::{Backend, Filters, Found, Matched, Rule};
 use outrigger_core::traffic::Traffic;
-use outrigger_core::deadline;
-use serde::{Deserialize, Serialize};
 
 pub use self::answer::{Explanation, Origin, Outcome, Step};
 
