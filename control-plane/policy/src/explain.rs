@@ -116,12 +116,16 @@ struct Server {
     limits: Vec<String>,
 }
 
+/// A service as a sidecar holds it, or why it refuses it.
+type Pushed = Result<Arc<model::Service>, String>;
+
 /// Answers questions, and keeps what sidecars would be pushed.
 pub(crate) struct Evaluator<'a> {
     resolved: &'a Resolved,
     catalog: &'a Catalog,
     workloads: BTreeMap<String, Vec<Workload>>,
-    services: RefCell<BTreeMap<(String, String), Result<Arc<model::Service>, String>>>,
+    /// By name and the client's namespace.
+    services: RefCell<BTreeMap<(String, String), Pushed>>,
     servers: RefCell<BTreeMap<(String, IpAddr), Arc<Server>>>,
 }
 
@@ -172,7 +176,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The service as a client of the namespace is pushed it; `None`: there is none.
-    fn service(&self, name: &str, namespace: &str) -> Option<Result<Arc<model::Service>, String>> {
+    fn service(&self, name: &str, namespace: &str) -> Option<Pushed> {
         let key = (name.to_owned(), namespace.to_owned());
         if let Some(known) = self.services.borrow().get(&key) {
             return Some(known.clone());

@@ -53,7 +53,7 @@ pub struct Outcome {
     /// Why the mesh answers itself: a code of `outrigger-reason`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The AccessPolicy that decides, `<namespace>/<name>`, or `default`; `None`: it does not come to that.
+    /// The `AccessPolicy` that decides, `<namespace>/<name>`, or `default`; `None`: it does not come to that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
     /// The rule of it that decides.

@@ -1,4 +1,4 @@
-//! An AccessPolicy as the wire's message, and what namespaces and the mesh say by default.
+//! An `AccessPolicy` as the wire's message, and what namespaces and the mesh say by default.
 //!
 //! A selector that can match nobody (two lists that exclude each other) leaves its rule out. It never leaves the selector out: a rule
 //! without selectors is about everybody.

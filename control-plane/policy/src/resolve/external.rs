@@ -1,4 +1,4 @@
-//! Services outside the mesh: which ExternalServices are in force.
+//! Services outside the mesh: which `ExternalService`s are in force.
 //!
 //! A name leads to one service. Of two objects that claim a host, or a service of the catalog and an object of its name, the one that
 //! was there first stays: nobody takes a destination away from others by writing an object. The mesh's own names cannot be claimed.
@@ -15,7 +15,7 @@ use crate::object::Spec;
 /// Names under these are the mesh's.
 const OWN_SUFFIXES: [&str; 2] = [".mesh", ".consul"];
 
-/// An ExternalService that is in force.
+/// An `ExternalService` that is in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct External {
     /// `<name>.<namespace>`, as any service.

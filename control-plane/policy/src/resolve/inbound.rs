@@ -1,6 +1,6 @@
 //! The server's side: who may call a workload, and how much at once it is asked.
 //!
-//! AccessPolicies are not ranked: those of every target that a workload belongs to count together. What MeshDefaults say is ranked,
+//! No `AccessPolicy` outranks another: those of every target of a workload count together. What `MeshDefaults` say is ranked,
 //! the namespace's field over the mesh's, but probes add up: to take a probe away from a namespace is never what it wants.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use crate::kinds::{
 };
 use crate::object::{Policies, Spec};
 
-/// The one name of MeshDefaults.
+/// The one name of `MeshDefaults`.
 const DEFAULTS_NAME: &str = "default";
 
 /// The server's side of a workload: what `v1::Inbound` has of policies.
@@ -54,7 +54,7 @@ pub(crate) struct Servers {
     targets: Targets,
 }
 
-/// Whom an AccessPolicy is about.
+/// Whom an `AccessPolicy` is about.
 #[derive(Debug, Clone, PartialEq)]
 enum Subject {
     Mesh(Option<u16>),
@@ -139,7 +139,7 @@ impl Servers {
         Ok(())
     }
 
-    /// A field of MeshDefaults, and who said so: the namespace, else the mesh.
+    /// A field of `MeshDefaults`, and who said so: the namespace, else the mesh.
     fn field<T>(&self, namespace: &str, field: impl Fn(&MeshDefaults) -> Option<T>) -> Option<(T, String)> {
         [namespace, &self.mesh_namespace].into_iter().find_map(|namespace| {
             let value = field(self.defaults.get(namespace)?)?;

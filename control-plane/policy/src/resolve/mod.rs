@@ -41,9 +41,9 @@ type ByAge<'a> = Vec<(&'a Key, &'a Stored)>;
 /// What all policies together come to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Resolved {
-    /// Services that a route or a TrafficPolicy names.
+    /// Services that a route or a `TrafficPolicy` names.
     services: BTreeMap<String, ServicePolicy>,
-    /// The others, by namespace, where one has a TrafficPolicy.
+    /// The others, by namespace, where one has a `TrafficPolicy`.
     namespaces: BTreeMap<String, ServicePolicy>,
     /// The others.
     mesh: ServicePolicy,
@@ -96,7 +96,7 @@ impl Resolved {
         self.services.get(name).unwrap_or_else(of_namespace).clone()
     }
 
-    /// The ExternalServices that are in force, by service name.
+    /// The `ExternalService`s that are in force, by service name.
     pub fn externals(&self) -> &[External] {
         &self.externals
     }

@@ -6,7 +6,7 @@
 //! - At one port there is one kind, that of the oldest route there, as the API has it for a listener (`GRPCRoute.hostnames`), and as
 //!   sidecars decide. GEP-1294 would always prefer gRPC for a mesh; then a new route would silence routes that work. A route that
 //!   loses all its ports is not accepted, one that keeps some says which it lost.
-//! - A port with a TrafficPolicy of its own has copies of the routes, and where it has none a rule that leads to itself: the wire says
+//! - A port with a `TrafficPolicy` of its own has copies of the routes, and where it has none a rule that leads to itself: the wire says
 //!   how a service is called for the service and for rules, not for ports.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,7 +136,7 @@ struct Read<'a> {
     parents: Vec<Parent<'a>>,
 }
 
-/// What holds for each service that a route or a TrafficPolicy names.
+/// What holds for each service that a route or a `TrafficPolicy` names.
 pub(crate) fn services(
     by_age: &ByAge<'_>,
     services: &Services,

@@ -1,4 +1,4 @@
-//! The rules of HTTPRoutes and GRPCRoutes as the wire's messages.
+//! The rules of `HTTPRoute`s and `GRPCRoute`s as the wire's messages.
 //!
 //! References are looked up here. One that leads nowhere stays in its rule, with the reason: its share of the requests gets an error,
 //! as the Gateway API asks for, and is not given to the others, who may not be able to bear it.

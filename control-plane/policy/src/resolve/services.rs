@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::external::External;
 use crate::catalog::Catalog;
 
-/// The services of the catalog and of ExternalServices, by `<name>.<namespace>`.
+/// The services of the catalog and of `ExternalService`s, by `<name>.<namespace>`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Services(BTreeMap<String, Ports>);
 

@@ -1,4 +1,4 @@
-//! Which TrafficPolicy holds for what: one per target, the oldest.
+//! Which `TrafficPolicy` holds for what: one per target, the oldest.
 //!
 //! A target that does not exist (yet) has no policy; as soon as it does, the policy holds without another write. The younger of two
 //! policies with one target waits in the same way for the older one to go.
@@ -18,7 +18,7 @@ use crate::object::{Policies, Spec};
 /// Why a policy does not hold.
 type Refusal = (ConditionReason, String);
 
-/// What a TrafficPolicy is about. A service is `<name>.<namespace>`, a rule its number.
+/// What a `TrafficPolicy` is about. A service is `<name>.<namespace>`, a rule its number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
     Mesh,

@@ -1,4 +1,4 @@
-//! A TrafficPolicy as a layer of the wire's messages.
+//! A `TrafficPolicy` as a layer of the wire's messages.
 //!
 //! What is left out of a field that is there gets its default here, not at the proxy: what holds can then be read in one place, and a
 //! proxy of another version does not mean something else by it.

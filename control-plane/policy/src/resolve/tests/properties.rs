@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A TrafficPolicy: which target (by rank), which fields it sets, and when it was written.
+/// A `TrafficPolicy`: which target (by rank), which fields it sets, and when it was written.
 #[derive(Debug, Clone)]
 struct Written {
     rank: usize,
