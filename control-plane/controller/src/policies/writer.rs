@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_policy::{Fault, Finding, Key, Object, validate};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::resolver::Resolution;
 use super::{Action, Change, Past, Picture, PolicyStore, Write, WriteError, says_the_same};
@@ -27,6 +27,8 @@ pub(crate) struct Writer {
     store: Arc<dyn PolicyStore>,
     resolutions: watch::Receiver<Option<Arc<Resolution>>>,
     metrics: Arc<Metrics>,
+    /// Whoever holds it judges and writes: callers of one controller never lose against each other.
+    writing: Mutex<()>,
 }
 
 /// Objects to apply.
@@ -101,7 +103,7 @@ impl Writer {
         resolutions: watch::Receiver<Option<Arc<Resolution>>>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self { store, resolutions, metrics })
+        Arc::new(Self { store, resolutions, metrics, writing: Mutex::new(()) })
     }
 
     /// What the store holds.
@@ -164,6 +166,7 @@ impl Writer {
     }
 
     async fn try_apply(&self, apply: &Apply) -> Result<Applied, Refused> {
+        let _writing = self.writing.lock().await;
         for _ in 0..TRIES {
             let picture = self.picture();
             match &picture.sync {

@@ -8,7 +8,7 @@ use outrigger_consul::fake::{FakeConsul, Fault};
 use outrigger_controller::config::PolicyStore;
 use serde_json::{Value, json};
 
-use crate::harness::{Bench, DEADLINE, identity, soon};
+use crate::harness::{Announcing, Bench, DEADLINE, Discovery, identity, soon};
 
 const ORDERS: &str = "kind: Service\nname: orders\nnamespace: shop\nports: [{port: 80, protocol: HTTP1}]\nendpoints:\n- {address: 127.0.0.1, port: 9001, identity: 'spiffe://outrigger.local/ns/shop/sa/orders'}\n";
 const OTHER: &str = "kind: Service\nname: other\nnamespace: shop\nports: [{port: 80, protocol: HTTP1}]\nendpoints:\n- {address: 127.0.0.2, port: 9002, identity: 'spiffe://outrigger.local/ns/shop/sa/other'}\n";
@@ -267,7 +267,9 @@ async fn the_own_side_follows_identity_claims_and_defaults() {
     let late = "kind: Service\nname: late\nnamespace: shop\nports: [{port: 80}]\nendpoints: [{address: 127.0.0.1, port: 9003}]\n";
     let bench = Bench::of(&[("orders.yaml", ORDERS), ("late.yaml", late)]).await;
     let orders = bench.workload("orders", &["late.shop"]).await;
-    let mut proxy = orders.discover(&bench).await;
+    // One connection, as a sidecar has.
+    let channel = orders.channel(&bench).await;
+    let mut proxy = Discovery::open(channel.clone()).await.unwrap();
     proxy.subscribe("Inbound", &[identity("orders").as_str()]).await;
     let (own, _): (Inbound, _) = proxy.one("Inbound").await;
     assert_eq!((own.mode(), own.access.is_none()), (inbound::Mode::Strict, true));
@@ -282,7 +284,7 @@ async fn the_own_side_follows_identity_claims_and_defaults() {
     // A claim makes it serve another service, whose policy then holds.
     apply(&bench, &[allow("late", "late", "shop/web")]).await;
     proxy.assert_silent().await;
-    let mut announcing = orders.announce(&bench).await;
+    let mut announcing = Announcing::open(channel).await.unwrap();
     assert!(announcing.say(&[("late.shop", "127.0.0.1", 9003)], false).await[0].0);
     let (own, _): (Inbound, _) = proxy.one("Inbound").await;
     assert_eq!((names(&own), own.claims.len()), (["shop/late", "shop/pay"].map(str::to_owned).into(), 1));
@@ -320,7 +322,7 @@ async fn a_service_outside_the_mesh_is_found_by_its_host() {
     assert_eq!(proxy.take("Destination").await.removed_resources, ["db.example.com"]);
     let spec = json!({
         "hosts": ["db.example.com"], "ports": [{ "port": 5432, "protocol": "TCP" }],
-        "endpoints": [{ "address": "127.0.0.9" }],
+        "endpoints": [{ "address": "192.0.2.9" }],
     });
     apply(&bench, &[object("ExternalService", "shop", "db", spec), timeout("slow", "db", "2s")]).await;
     let (found, _): (Destination, _) = proxy.one("Destination").await;
@@ -329,7 +331,7 @@ async fn a_service_outside_the_mesh_is_found_by_its_host() {
     proxy.subscribe("Service", &["db.shop"]).await;
     let (service, _): (Service, _) = proxy.one("Service").await;
     assert_eq!((service.endpoints.len(), service.source.as_str()), (1, "policy"));
-    assert_eq!((service.endpoints[0].address.as_str(), request_timeout(&service)), ("127.0.0.9", Some(2000)));
+    assert_eq!((service.endpoints[0].address.as_str(), request_timeout(&service)), ("192.0.2.9", Some(2000)));
     until(&bench, "/api/v1/policies/ExternalService/shop/db", |item| {
         item["status"]["proxies"]["accepted"] == 1
     })
