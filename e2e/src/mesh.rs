@@ -179,10 +179,8 @@ impl Mesh {
 
     /// Runs the CLI beside the controller.
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(sandbox::get().binary("outrigger")?);
+        let mut command = self.cli_command()?;
         command.args(arguments);
-        command.env("OUTRIGGER_SERVER", format!("127.0.0.1:{API_PORT}"));
-        command.env("OUTRIGGER_TOKEN_FILE", data_dir().join("admin-token"));
         self.controller_host.output(command).await
     }
 
@@ -227,7 +225,7 @@ pub fn identity(service_account: &str) -> String {
 }
 
 /// The controller's data.
-fn data_dir() -> PathBuf {
+pub(crate) fn data_dir() -> PathBuf {
     sandbox::get().work.join("controller")
 }
 

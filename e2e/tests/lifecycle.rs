@@ -77,7 +77,7 @@ impl World {
 async fn rolling_restart(linger: &'static str) -> anyhow::Result<()> {
     let mut world = World::build(linger).await?;
     let target = world.web.look_up(ORDERS, HTTP).await?;
-    let plan = Plan { rate: RATE, target, host: format!("{ORDERS}:{HTTP}"), path: "/whoami".to_owned() };
+    let plan = Plan::new(RATE, target, format!("{ORDERS}:{HTTP}"), "/whoami");
     let load = Load::start(&world.web.host, plan);
     for at in 0..world.replicas.len() {
         let replica = &mut world.replicas[at];
