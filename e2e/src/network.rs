@@ -216,6 +216,21 @@ impl Host {
         .await
     }
 
+    /// The host has these addresses as well.
+    pub async fn also_at(&self, more: Vec<Ipv4Addr>) -> anyhow::Result<()> {
+        let name = format!("eth{}", self.number);
+        self.run(move || async move {
+            let links = links()?;
+            let index = index(&links, &name).await?;
+            for address in more {
+                let add = links.address().add(index, IpAddr::V4(address), 24).execute().await;
+                add.with_context(|| format!("adding {address} to {name}"))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Ends [`Host::fall_silent`].
     pub async fn speak_again(&self) -> anyhow::Result<()> {
         self.run(|| async {
