@@ -37,6 +37,34 @@ pub(crate) async fn serve(stream: TcpStream, work: Arc<Work>) -> anyhow::Result<
     served.context("serving HTTP/1.1")
 }
 
+/// Whatever the path, the answer is what the application saw of the request, and in `x-app` which one it is.
+pub(crate) async fn reflect(stream: TcpStream, work: Arc<Work>) -> anyhow::Result<()> {
+    let is_http2 = is_http2(&stream).await?;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let work = Arc::clone(&work);
+        async move {
+            if is_grpc(&request) {
+                return work.call(request).await;
+            }
+            let mut response = describe(request).await?;
+            response.headers_mut().insert("x-app", HeaderValue::from_static(work.name()));
+            Ok(response)
+        }
+    });
+    let stream = TokioIo::new(stream);
+    if is_http2 {
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        return server.serve_connection(stream, service).await.context("reflecting HTTP/2");
+    }
+    let server = hyper::server::conn::http1::Builder::new();
+    server.serve_connection(stream, service).await.context("reflecting HTTP/1.1")
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 pub(crate) async fn serve_http2(stream: TcpStream, work: Arc<Work>) -> anyhow::Result<()> {
     let service = service_fn(move |request| answer(request, Arc::clone(&work)));
     let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -65,11 +93,7 @@ async fn is_http2(stream: &TcpStream) -> anyhow::Result<bool> {
 
 /// An error resets the stream, or the connection where there are no streams.
 async fn answer(request: Request<Incoming>, work: Arc<Work>) -> anyhow::Result<Response<Body>> {
-    let is_grpc = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc || request.uri().path() == "/work" {
+    if is_grpc(&request) || request.uri().path() == "/work" {
         return work.call(request).await;
     }
     let head_only = request.method() == Method::HEAD && request.version() == Version::HTTP_2;

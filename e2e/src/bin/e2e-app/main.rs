@@ -45,6 +45,9 @@ struct Arguments {
     /// Ports that read one byte and reset the connection.
     #[arg(long)]
     reset: Vec<u16>,
+    /// Ports with HTTP/1.1 and HTTP/2 where every path is answered with what was seen of the request.
+    #[arg(long)]
+    reflect: Vec<u16>,
     /// Ports, on loopback by custom, at which a suite says what goes wrong and reads what arrived.
     #[arg(long)]
     control: Vec<u16>,
@@ -72,6 +75,10 @@ async fn main() -> anyhow::Result<()> {
     for port in arguments.http2 {
         let (listener, work) = (listen(port).await?, Arc::clone(&work));
         tokio::spawn(accept(listener, move |stream| http::serve_http2(stream, Arc::clone(&work))));
+    }
+    for port in arguments.reflect {
+        let (listener, work) = (listen(port).await?, Arc::clone(&work));
+        tokio::spawn(accept(listener, move |stream| http::reflect(stream, Arc::clone(&work))));
     }
     for port in arguments.control {
         let (listener, work) = (listen(port).await?, Arc::clone(&work));
