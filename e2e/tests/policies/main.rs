@@ -9,6 +9,7 @@ mod agree;
 mod change;
 mod echo;
 mod gateway;
+mod nack;
 mod probes;
 mod refused;
 mod transcript;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     cases.extend(probes::cases());
     cases.extend(refused::cases());
     cases.extend(change::cases());
+    cases.extend(nack::cases());
     cases.extend(agree::cases());
     cases.extend(gateway::cases());
     cases.extend(transcript::cases());
