@@ -60,9 +60,7 @@ pub fn hold(figures: &[Figure]) -> anyhow::Result<()> {
     record(figures)?;
     let missed = figures.iter().filter(|figure| !figure.met);
     let missed: Vec<_> = missed
-        .map(|figure| {
-            format!("{}: {} {} (goal {})", figure.name, figure.measured, figure.unit, figure.goal)
-        })
+        .map(|figure| format!("{}: {} {} (goal {})", figure.name, figure.measured, figure.unit, figure.goal))
         .collect();
     anyhow::ensure!(missed.is_empty(), "figures that were missed: {}", missed.join("; "));
     Ok(())

@@ -197,7 +197,8 @@ impl Mesh {
     /// the file said before.
     pub fn publish(&self, file: &str, service: &Value) -> anyhow::Result<()> {
         // Moved there whole: half of a document may be one.
-        let (new, place) = (services_dir().join(format!(".{file}")), services_dir().join(format!("{file}.yaml")));
+        let (new, place) =
+            (services_dir().join(format!(".{file}")), services_dir().join(format!("{file}.yaml")));
         std::fs::write(&new, service.to_string()).with_context(|| format!("writing {}", new.display()))?;
         std::fs::rename(&new, &place).with_context(|| format!("moving {}", place.display()))
     }

@@ -40,11 +40,12 @@ impl Mesh {
         std::fs::write(&file, yaml).with_context(|| format!("writing {}", file.display()))?;
         let mut command = self.cli_command()?;
         command.arg("policy").args(arguments).arg(&file);
-        self.controller_host.run(move || async move {
-            let run = move || command.output().with_context(|| format!("running {command:?}"));
-            tokio::task::spawn_blocking(run).await?
-        })
-        .await
+        self.controller_host
+            .run(move || async move {
+                let run = move || command.output().with_context(|| format!("running {command:?}"));
+                tokio::task::spawn_blocking(run).await?
+            })
+            .await
     }
 
     /// The CLI, ready for arguments, beside the controller.
@@ -87,7 +88,8 @@ impl Mesh {
             let object = &policy["object"];
             let (kind, meta) = (&object["kind"], &object["metadata"]);
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let path = format!("/policies/{}/{}/{}", text(kind), text(&meta["namespace"]), text(&meta["name"]));
+            let path =
+                format!("/policies/{}/{}/{}", text(kind), text(&meta["namespace"]), text(&meta["name"]));
             let reply = self.api(Method::DELETE, &path, None).await?;
             reply.expect(200).with_context(|| format!("deleting {path}"))?;
         }
@@ -102,7 +104,8 @@ impl Mesh {
 
     /// Calls the controller's API at `/api/v1<path>`.
     pub async fn api(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Reply> {
-        let token = std::fs::read_to_string(data_dir().join("admin-token")).context("reading the API's token")?;
+        let token =
+            std::fs::read_to_string(data_dir().join("admin-token")).context("reading the API's token")?;
         let api = SocketAddr::from(([127, 0, 0, 1], API_PORT));
         let request = Request::builder()
             .method(method)

@@ -86,16 +86,23 @@ where
         let (runtime, shared) = (Arc::clone(&runtime), Arc::clone(&shared));
         Trial::test(case.name, move || {
             let start = Instant::now();
-            let outcome = runtime.block_on(within(if is_soak() { SOAK_CASE_LIMIT } else { CASE_LIMIT }, "the case", async {
-                let (build, cell) = &*shared;
-                let world = cell
-                    .get_or_init(|| async {
-                        build().await.map(Arc::new).map_err(|error| format!("building the world: {error:#}"))
-                    })
-                    .await;
-                let world = world.clone().map_err(anyhow::Error::msg)?;
-                (case.run)(world).await
-            }));
+            let outcome = runtime.block_on(within(
+                if is_soak() { SOAK_CASE_LIMIT } else { CASE_LIMIT },
+                "the case",
+                async {
+                    let (build, cell) = &*shared;
+                    let world = cell
+                        .get_or_init(|| async {
+                            build()
+                                .await
+                                .map(Arc::new)
+                                .map_err(|error| format!("building the world: {error:#}"))
+                        })
+                        .await;
+                    let world = world.clone().map_err(anyhow::Error::msg)?;
+                    (case.run)(world).await
+                },
+            ));
             if start.elapsed() >= REMARKABLE {
                 print!("({:.0} s) ", start.elapsed().as_secs_f64());
             }

@@ -202,7 +202,8 @@ async fn call(host: &Host, address: SocketAddr, protocol: Protocol) -> anyhow::R
                     status(reply.status.as_u16())
                 }
                 Protocol::Http2 => {
-                    let request = Request::get(format!("http://{STORE}/whoami")).body(Full::<Bytes>::default())?;
+                    let request =
+                        Request::get(format!("http://{STORE}/whoami")).body(Full::<Bytes>::default())?;
                     let mut sender = client::http2(address).await?;
                     status(sender.send_request(request).await?.status().as_u16())
                 }

@@ -94,8 +94,21 @@ pub(crate) fn cases() -> Vec<Case<World>> {
 }
 
 fn random(rng: &mut fastrand::Rng) -> Asked {
-    const HEADS: &[&str] = &["", "/cart", "/public", "/old", "/cartoon", "/other", "//cart", "/public/../cart", "/./cart"];
-    const TAILS: &[&str] = &["", "/", "/a", "/admin", "/admin/x", "/b.key", "/%61", "/%2e%2e/cart", "/%2Fadmin", "/%41dmin", "/a;b"];
+    const HEADS: &[&str] =
+        &["", "/cart", "/public", "/old", "/cartoon", "/other", "//cart", "/public/../cart", "/./cart"];
+    const TAILS: &[&str] = &[
+        "",
+        "/",
+        "/a",
+        "/admin",
+        "/admin/x",
+        "/b.key",
+        "/%61",
+        "/%2e%2e/cart",
+        "/%2Fadmin",
+        "/%41dmin",
+        "/a;b",
+    ];
     const QUERIES: &[&str] = &["", "", "", "?q=1", "?q=2", "?p=3&q=1", "?q=%31", "?q"];
     const METHODS: &[&str] = &["GET", "GET", "GET", "POST", "PUT", "DELETE"];
     const ENVIRONMENTS: &[&str] = &["", "", "", "canary", "evil", "Canary"];
@@ -103,11 +116,8 @@ fn random(rng: &mut fastrand::Rng) -> Asked {
     let target = format!("{}{}", one(HEADS), one(TAILS));
     let target = format!("{}{}", if target.is_empty() { "/" } else { &target }, one(QUERIES));
     let (method, environment) = (one(METHODS).to_owned(), one(ENVIRONMENTS));
-    let headers = if environment.is_empty() {
-        Vec::new()
-    } else {
-        vec![("x-env".to_owned(), environment.to_owned())]
-    };
+    let headers =
+        if environment.is_empty() { Vec::new() } else { vec![("x-env".to_owned(), environment.to_owned())] };
     Asked { method, target, host: "echo".to_owned(), headers }
 }
 
@@ -183,5 +193,10 @@ async fn agree(world: Arc<World>) -> anyhow::Result<()> {
     let shown = lines.iter().filter(|line| !line.to_lowercase().contains("ok")).take(40);
     let shown: Vec<_> = shown.copied().collect();
     ensure!(output.status.success(), "outrigger policy test disagrees, seed {SEED}:\n{}", shown.join("\n"));
-    hold(&[Figure::at_least("policy test agrees with the live mesh", "requests", 1000.0, f64::from(u32::try_from(REQUESTS)?))])
+    hold(&[Figure::at_least(
+        "policy test agrees with the live mesh",
+        "requests",
+        1000.0,
+        f64::from(u32::try_from(REQUESTS)?),
+    )])
 }

@@ -93,7 +93,12 @@ async fn under_load(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(number > 5, "only {number} changes");
     hold(&[
         Figure::at_most("policy change at 1,000/s: failed", "%", 0.0, outcome.failed_share() * 100.0),
-        Figure::at_most("policy change: in force on every proxy after", "ms", 500.0, slowest.as_secs_f64() * 1000.0),
+        Figure::at_most(
+            "policy change: in force on every proxy after",
+            "ms",
+            500.0,
+            slowest.as_secs_f64() * 1000.0,
+        ),
         Figure::info("policy change at 1,000/s: p99", "ms", outcome.quantile_ms(0.99)),
     ])
 }

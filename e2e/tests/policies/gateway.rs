@@ -80,22 +80,22 @@ const fn redirect(status: u16, location: &'static str) -> Wanted {
 }
 
 const MODIFIED: &[Check] = &[
-    with("/set", &[("some-other-header", "val")], seen(
+    with(
         "/set",
-        &[("some-other-header", "val"), ("x-header-set", "set-overwrites-values")],
-        &[],
-    )),
-    with("/set", &[("x-header-set", "some-other-value")], seen(
+        &[("some-other-header", "val")],
+        seen("/set", &[("some-other-header", "val"), ("x-header-set", "set-overwrites-values")], &[]),
+    ),
+    with(
         "/set",
-        &[("x-header-set", "set-overwrites-values")],
-        &[],
-    )),
+        &[("x-header-set", "some-other-value")],
+        seen("/set", &[("x-header-set", "set-overwrites-values")], &[]),
+    ),
     get("/add", seen("/add", &[("x-header-add", "add-appends-values")], &[])),
-    with("/add", &[("x-header-add", "some-other-value")], seen(
+    with(
         "/add",
-        &[("x-header-add", "some-other-value,add-appends-values")],
-        &[],
-    )),
+        &[("x-header-add", "some-other-value")],
+        seen("/add", &[("x-header-add", "some-other-value,add-appends-values")], &[]),
+    ),
     with("/remove", &[("x-header-remove", "val")], seen("/remove", &[], &["x-header-remove"])),
     with(
         "/multiple",
@@ -133,8 +133,11 @@ const MODIFIED: &[Check] = &[
     ),
 ];
 
-const REWRITE_ASKED: &[(&str, &str)] =
-    &[("x-header-remove", "remove-val"), ("x-header-add-append", "append-val-1"), ("x-header-set", "set-val")];
+const REWRITE_ASKED: &[(&str, &str)] = &[
+    ("x-header-remove", "remove-val"),
+    ("x-header-add-append", "append-val-1"),
+    ("x-header-set", "set-val"),
+];
 const REWRITE_SEEN: &[(&str, &str)] = &[
     ("x-header-add", "header-val-1"),
     ("x-header-add-append", "append-val-1,header-val-2"),
@@ -144,102 +147,138 @@ const REWRITE_SEEN: &[(&str, &str)] = &[
 /// By file: what its conformance test asks, and is to get.
 const ROUTES: &[(&str, &[Check])] = &[
     ("httproute-simple-same-namespace", &[get("/", V1)]),
-    ("httproute-matching", &[
-        get("/", V1),
-        get("/example", V1),
-        with("/", &[("version", "one")], V1),
-        get("/v2", V2),
-        get("/v2/example", V2),
-        with("/", &[("version", "two")], V2),
-        get("/v2/", V2),
-        get("/v2example", V1),
-        get("/foo/v2/example", V1),
-    ]),
+    (
+        "httproute-matching",
+        &[
+            get("/", V1),
+            get("/example", V1),
+            with("/", &[("version", "one")], V1),
+            get("/v2", V2),
+            get("/v2/example", V2),
+            with("/", &[("version", "two")], V2),
+            get("/v2/", V2),
+            get("/v2example", V1),
+            get("/foo/v2/example", V1),
+        ],
+    ),
     ("httproute-named-rule", &[get("/named", V1), get("/unnamed", V2)]),
-    ("httproute-query-param-matching", &[
-        get("/?animal=whale", V1),
-        get("/?animal=dolphin", V2),
-        get("/?animal=whale&otherparam=irrelevant", V1),
-        get("/?animal=dolphin&color=yellow", V2),
-        get("/?color=blue", Wanted::Status(404)),
-        get("/?animal=dog", Wanted::Status(404)),
-        get("/?animal=whaledolphin", Wanted::Status(404)),
-        get("/", Wanted::Status(404)),
-        get("/path1?animal=whale", V1),
-        with("/?animal=whale", &[("version", "one")], V2),
-        get("/path3?animal=shark", V1),
-        with("/path4?animal=kraken", &[("version", "three")], V1),
-        get("/?animal=shark", Wanted::Status(404)),
-        get("/path4?animal=kraken", Wanted::Status(404)),
-        get("/path5?animal=hydra", V1),
-    ]),
+    (
+        "httproute-query-param-matching",
+        &[
+            get("/?animal=whale", V1),
+            get("/?animal=dolphin", V2),
+            get("/?animal=whale&otherparam=irrelevant", V1),
+            get("/?animal=dolphin&color=yellow", V2),
+            get("/?color=blue", Wanted::Status(404)),
+            get("/?animal=dog", Wanted::Status(404)),
+            get("/?animal=whaledolphin", Wanted::Status(404)),
+            get("/", Wanted::Status(404)),
+            get("/path1?animal=whale", V1),
+            with("/?animal=whale", &[("version", "one")], V2),
+            get("/path3?animal=shark", V1),
+            with("/path4?animal=kraken", &[("version", "three")], V1),
+            get("/?animal=shark", Wanted::Status(404)),
+            get("/path4?animal=kraken", Wanted::Status(404)),
+            get("/path5?animal=hydra", V1),
+        ],
+    ),
     ("httproute-303-redirect", &[get("/redirect", redirect(303, "http://echo/redirect"))]),
     ("httproute-307-redirect", &[get("/temporary", redirect(307, "http://echo/temporary"))]),
     ("httproute-308-redirect", &[get("/permanent", redirect(308, "http://echo/permanent"))]),
-    ("httproute-redirect-host-and-status", &[
-        get("/hostname-redirect", redirect(302, "http://example.org/hostname-redirect")),
-        get("/host-and-status", redirect(301, "http://example.org/host-and-status")),
-    ]),
-    ("httproute-redirect-path", &[
-        get("/original-prefix/lemon", redirect(302, "http://echo/replacement-prefix/lemon")),
-        get("/full/path/original", redirect(302, "http://echo/full-path-replacement")),
-        get("/path-and-host", redirect(302, "http://example.org/replacement-prefix")),
-        get("/path-and-status", redirect(301, "http://echo/replacement-prefix")),
-        get("/full-path-and-host", redirect(302, "http://example.org/replacement-full")),
-        get("/full-path-and-status", redirect(301, "http://echo/replacement-full")),
-    ]),
-    ("httproute-redirect-port", &[
-        get("/port", redirect(302, "http://echo:8083/port")),
-        get("/port-and-host", redirect(302, "http://example.org:8083/port-and-host")),
-        get("/port-and-status", redirect(301, "http://echo:8083/port-and-status")),
-        get("/port-and-host-and-status", redirect(302, "http://example.org:8083/port-and-host-and-status")),
-    ]),
-    ("httproute-redirect-scheme", &[
-        get("/scheme", redirect(302, "https://echo/scheme")),
-        get("/scheme-and-host", redirect(302, "https://example.org/scheme-and-host")),
-        get("/scheme-and-status", redirect(301, "https://echo/scheme-and-status")),
-        get("/scheme-and-host-and-status", redirect(302, "https://example.org/scheme-and-host-and-status")),
-    ]),
+    (
+        "httproute-redirect-host-and-status",
+        &[
+            get("/hostname-redirect", redirect(302, "http://example.org/hostname-redirect")),
+            get("/host-and-status", redirect(301, "http://example.org/host-and-status")),
+        ],
+    ),
+    (
+        "httproute-redirect-path",
+        &[
+            get("/original-prefix/lemon", redirect(302, "http://echo/replacement-prefix/lemon")),
+            get("/full/path/original", redirect(302, "http://echo/full-path-replacement")),
+            get("/path-and-host", redirect(302, "http://example.org/replacement-prefix")),
+            get("/path-and-status", redirect(301, "http://echo/replacement-prefix")),
+            get("/full-path-and-host", redirect(302, "http://example.org/replacement-full")),
+            get("/full-path-and-status", redirect(301, "http://echo/replacement-full")),
+        ],
+    ),
+    (
+        "httproute-redirect-port",
+        &[
+            get("/port", redirect(302, "http://echo:8083/port")),
+            get("/port-and-host", redirect(302, "http://example.org:8083/port-and-host")),
+            get("/port-and-status", redirect(301, "http://echo:8083/port-and-status")),
+            get(
+                "/port-and-host-and-status",
+                redirect(302, "http://example.org:8083/port-and-host-and-status"),
+            ),
+        ],
+    ),
+    (
+        "httproute-redirect-scheme",
+        &[
+            get("/scheme", redirect(302, "https://echo/scheme")),
+            get("/scheme-and-host", redirect(302, "https://example.org/scheme-and-host")),
+            get("/scheme-and-status", redirect(301, "https://echo/scheme-and-status")),
+            get(
+                "/scheme-and-host-and-status",
+                redirect(302, "https://example.org/scheme-and-host-and-status"),
+            ),
+        ],
+    ),
     ("httproute-request-header-modifier", MODIFIED),
     ("httproute-request-header-modifier-backend", MODIFIED),
-    ("httproute-rewrite-path", &[
-        get("/prefix/one/two", seen("/one/two", &[], &[])),
-        get("/strip-prefix/three", seen("/three", &[], &[])),
-        get("/strip-prefix", seen("/", &[], &[])),
-        get("/full/one/two", seen("/one", &[], &[])),
-        with(
-            "/full/rewrite-path-and-modify-headers/test",
-            REWRITE_ASKED,
-            seen("/test", REWRITE_SEEN, &["x-header-remove"]),
-        ),
-        with(
-            "/prefix/rewrite-path-and-modify-headers/one",
-            REWRITE_ASKED,
-            seen("/prefix/one", REWRITE_SEEN, &["x-header-remove"]),
-        ),
-    ]),
+    (
+        "httproute-rewrite-path",
+        &[
+            get("/prefix/one/two", seen("/one/two", &[], &[])),
+            get("/strip-prefix/three", seen("/three", &[], &[])),
+            get("/strip-prefix", seen("/", &[], &[])),
+            get("/full/one/two", seen("/one", &[], &[])),
+            with(
+                "/full/rewrite-path-and-modify-headers/test",
+                REWRITE_ASKED,
+                seen("/test", REWRITE_SEEN, &["x-header-remove"]),
+            ),
+            with(
+                "/prefix/rewrite-path-and-modify-headers/one",
+                REWRITE_ASKED,
+                seen("/prefix/one", REWRITE_SEEN, &["x-header-remove"]),
+            ),
+        ],
+    ),
     ("mesh-split", &[get("/v1", V1), get("/v2", V2), get("/v3", Wanted::Status(404))]),
-    ("mesh-ports", &[
-        to("echo-v1", 80, Wanted::Marked("echo-v1", Some("v1"))),
-        to("echo-v1", 8080, Wanted::Marked("echo-v1", None)),
-        to("echo-v2", 80, Wanted::Marked("echo-v2", Some("v2"))),
-        to("echo-v2", 8080, Wanted::Marked("echo-v2", Some("v2"))),
-    ]),
-    ("mesh-frontend", &[
-        to("echo-v2", 80, Wanted::Marked("echo-v2", Some("set"))),
-        to("echo-v1", 80, Wanted::Marked("echo-v1", None)),
-    ]),
-    ("mesh-consumer-route", &[
-        Check {
-            from: From::Consumer,
-            service: "echo-v1",
-            port: 80,
-            target: "/",
-            headers: &[],
-            wanted: Wanted::Marked("echo-v1", Some("set")),
-        },
-        to("echo-v1", 80, Wanted::Marked("echo-v1", None)),
-    ]),
+    (
+        "mesh-ports",
+        &[
+            to("echo-v1", 80, Wanted::Marked("echo-v1", Some("v1"))),
+            to("echo-v1", 8080, Wanted::Marked("echo-v1", None)),
+            to("echo-v2", 80, Wanted::Marked("echo-v2", Some("v2"))),
+            to("echo-v2", 8080, Wanted::Marked("echo-v2", Some("v2"))),
+        ],
+    ),
+    (
+        "mesh-frontend",
+        &[
+            to("echo-v2", 80, Wanted::Marked("echo-v2", Some("set"))),
+            to("echo-v1", 80, Wanted::Marked("echo-v1", None)),
+        ],
+    ),
+    (
+        "mesh-consumer-route",
+        &[
+            Check {
+                from: From::Consumer,
+                service: "echo-v1",
+                port: 80,
+                target: "/",
+                headers: &[],
+                wanted: Wanted::Marked("echo-v1", Some("set")),
+            },
+            to("echo-v1", 80, Wanted::Marked("echo-v1", None)),
+        ],
+    ),
 ];
 
 pub(crate) fn cases() -> Vec<Case<World>> {
@@ -248,8 +287,12 @@ pub(crate) fn cases() -> Vec<Case<World>> {
         .map(|(file, checks)| case(format!("Gateway API: {file}"), move |world| route(world, file, checks)))
         .collect();
     cases.push(case("Gateway API: mesh-frontend, the endpoint's own address", own_address));
-    cases.push(case("Gateway API: httproute-weight", |world| weight(world, "httproute-weight", Call::Http1, 80)));
-    cases.push(case("Gateway API: grpcroute-weight", |world| weight(world, "grpcroute-weight", Call::Grpc, 7070)));
+    cases.push(case("Gateway API: httproute-weight", |world| {
+        weight(world, "httproute-weight", Call::Http1, 80)
+    }));
+    cases.push(case("Gateway API: grpcroute-weight", |world| {
+        weight(world, "grpcroute-weight", Call::Grpc, 7070)
+    }));
     cases
 }
 
@@ -298,18 +341,26 @@ async fn verify(echo: &Echo, check: &Check) -> anyhow::Result<()> {
         From::Own => &echo.v1,
         From::Consumer => &echo.consumer,
     };
-    let host = if check.port == 80 { check.service.to_owned() } else { format!("{}:{}", check.service, check.port) };
+    let host =
+        if check.port == 80 { check.service.to_owned() } else { format!("{}:{}", check.service, check.port) };
     let asked = Asked {
         method: "GET".to_owned(),
         target: check.target.to_owned(),
         host,
-        headers: check.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        headers: check
+            .headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
     };
     let answered = ask(from, &service(check.service), check.port, &asked).await?;
     let (status, reason) = (answered.reply.status.as_u16(), answered.reply.reason());
     let by = |backend: &str| {
         let app = answered.app.as_deref();
-        ensure!(status == 200 && app == Some(backend), "{status} of {app:?} instead of {backend}: {reason:?}");
+        ensure!(
+            status == 200 && app == Some(backend),
+            "{status} of {app:?} instead of {backend}: {reason:?}"
+        );
         Ok(())
     };
     let header = |name: &str| {
@@ -342,7 +393,10 @@ async fn verify(echo: &Echo, check: &Check) -> anyhow::Result<()> {
         }
         Wanted::Redirect(wanted, location) => {
             let seen = header("location").unwrap_or_default();
-            ensure!(status == wanted && seen == location, "{status} to {seen:?} instead of {wanted} to {location}");
+            ensure!(
+                status == wanted && seen == location,
+                "{status} to {seen:?} instead of {wanted} to {location}"
+            );
             Ok(())
         }
     }
@@ -358,7 +412,12 @@ async fn own_address(world: Arc<World>) -> anyhow::Result<()> {
     })
     .await?;
     let address = echo.v2.host.v4().to_string();
-    let asked = Asked { method: "GET".to_owned(), target: "/".to_owned(), host: address.clone(), headers: Vec::new() };
+    let asked = Asked {
+        method: "GET".to_owned(),
+        target: "/".to_owned(),
+        host: address.clone(),
+        headers: Vec::new(),
+    };
     let answered = ask(&echo.v1, &address, 8080, &asked).await?;
     ensure!(answered.app.as_deref() == Some("echo-v2"), "{:?} answered", answered.app);
     ensure!(!answered.reply.headers.contains_key("x-header-set"), "a route holds for an instance");
@@ -370,13 +429,21 @@ async fn weight(world: Arc<World>, file: &str, call: Call, port: u16) -> anyhow:
     let _turn = world.without_policies().await?;
     apply(&world, file).await?;
     wait_until(IN_FORCE, "the route to be in force", || async {
-        let some = if call == Call::Grpc { grpc_share(echo, port, 100).await? } else { http_share(echo, port, 50).await? };
+        let some = if call == Call::Grpc {
+            grpc_share(echo, port, 100).await?
+        } else {
+            http_share(echo, port, 50).await?
+        };
         ensure!((some - 0.7_f64).abs() < 0.2, "a share of {some}");
         Ok(())
     })
     .await?;
     // The shares of 70 and 30 are wrong by less than 5 in all but one of 10^5 runs of so many calls (binomial, 4.4 sigma).
-    let share = if call == Call::Grpc { grpc_share(echo, port, 1600).await? } else { http_share(echo, port, 1600).await? };
+    let share = if call == Call::Grpc {
+        grpc_share(echo, port, 1600).await?
+    } else {
+        http_share(echo, port, 1600).await?
+    };
     println!("{NAMESPACE}: {file}: {:.1} % to echo-v1", share * 100.0);
     ensure!((share - 0.7).abs() < 0.05, "echo-v1 got {:.1} %", share * 100.0);
     Ok(())
@@ -384,8 +451,12 @@ async fn weight(world: Arc<World>, file: &str, call: Call, port: u16) -> anyhow:
 
 /// The share of `echo-v1` in so many calls, by what answers say of themselves.
 async fn http_share(echo: &Echo, port: u16, calls: u32) -> anyhow::Result<f64> {
-    let asked =
-        Asked { method: "GET".to_owned(), target: "/".to_owned(), host: "echo".to_owned(), headers: Vec::new() };
+    let asked = Asked {
+        method: "GET".to_owned(),
+        target: "/".to_owned(),
+        host: "echo".to_owned(),
+        headers: Vec::new(),
+    };
     let mut count = 0;
     for _ in 0..calls {
         let answered = ask(&echo.v1, &service("echo"), port, &asked).await?;

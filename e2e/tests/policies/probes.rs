@@ -15,7 +15,9 @@ const IN_FORCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     ["Permissive", "Strict"]
-        .map(|mtls| case(format!("probes pass where all is denied, {mtls}"), move |world| probes(world, mtls)))
+        .map(|mtls| {
+            case(format!("probes pass where all is denied, {mtls}"), move |world| probes(world, mtls))
+        })
         .into()
 }
 

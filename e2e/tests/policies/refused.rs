@@ -138,5 +138,8 @@ async fn refused(world: Arc<World>) -> anyhow::Result<()> {
 /// Names and revisions of what is in force.
 async fn in_force(world: &World) -> anyhow::Result<Vec<String>> {
     let policies = world.mesh.policies().await?;
-    Ok(policies.iter().map(|policy| format!("{} {}", policy["object"]["metadata"]["name"], policy["revision"])).collect())
+    Ok(policies
+        .iter()
+        .map(|policy| format!("{} {}", policy["object"]["metadata"]["name"], policy["revision"]))
+        .collect())
 }

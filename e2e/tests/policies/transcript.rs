@@ -94,9 +94,14 @@ async fn run(world: &World, folder: &Path, command: &str) -> anyhow::Result<Stri
 }
 
 fn compare(wanted: &[String], printed: &str) -> anyhow::Result<()> {
-    let wanted: Vec<&str> = wanted.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty()).collect();
+    let wanted: Vec<&str> =
+        wanted.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty()).collect();
     let printed: Vec<&str> = printed.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    ensure!(lines_match(&wanted, &printed), "it printed something else than the README says:\n{}", wanted.join("\n"));
+    ensure!(
+        lines_match(&wanted, &printed),
+        "it printed something else than the README says:\n{}",
+        wanted.join("\n")
+    );
     Ok(())
 }
 

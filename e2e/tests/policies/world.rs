@@ -55,8 +55,8 @@ impl World {
             orders.push(plan.app(["--http", "8080", "--control", "9901"]).start().await?);
         }
         let store = mesh.workload("store").app([
-            "--http", "8081", "--http", "8082", "--http", "8083", "--http", "8084", "--echo", "8085", "--http", "8086",
-            "--echo", "8087",
+            "--http", "8081", "--http", "8082", "--http", "8083", "--http", "8084", "--echo", "8085",
+            "--http", "8086", "--echo", "8087",
         ]);
         let store = store.start().await?;
         mesh.publish(

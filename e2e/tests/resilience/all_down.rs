@@ -82,9 +82,19 @@ async fn all_down(world: Arc<World>, down: Down) -> anyhow::Result<()> {
     let name = |what: &str| format!("L11: {down:?}: {what}");
     hold(&[
         // One of a hundred finds out whether it is still so, and waits for that.
-        Figure::at_most(&name("p95 of a refusal, once it is known"), "ms", 100.0, known.quantile_of(0.95, |_| true)),
+        Figure::at_most(
+            &name("p95 of a refusal, once it is known"),
+            "ms",
+            100.0,
+            known.quantile_of(0.95, |_| true),
+        ),
         Figure::at_most(&name("the longest wait for a refusal"), "ms", 1000.0, all(&during)),
-        Figure::at_most(&name("refusals without a reason"), "requests", 0.0, f64::from(u32::try_from(unexplained)?)),
+        Figure::at_most(
+            &name("refusals without a reason"),
+            "requests",
+            0.0,
+            f64::from(u32::try_from(unexplained)?),
+        ),
         Figure::at_most(&name("first answer after the return"), "s", 1.0, back.as_secs_f64()),
     ])
 }

@@ -70,7 +70,12 @@ async fn breaker(world: Arc<World>, call: Call) -> anyhow::Result<()> {
     println!("tripped after {aside:?} and {failures} failures\n  afterwards: {afterwards}");
     let name = |what: &str| format!("L9: {}: {what}", protocol(call));
     hold(&[
-        Figure::at_most(&name("failures until it is put aside"), "requests", 7.0, f64::from(u32::try_from(failures)?)),
+        Figure::at_most(
+            &name("failures until it is put aside"),
+            "requests",
+            7.0,
+            f64::from(u32::try_from(failures)?),
+        ),
         Figure::at_most(&name("put aside after"), "s", 1.0, aside.as_secs_f64()),
         Figure::at_most(&name("failed afterwards"), "%", 0.1, afterwards.failed_share() * 100.0),
         Figure::at_most(

@@ -47,17 +47,23 @@ async fn flapping(world: Arc<World>) -> anyhow::Result<()> {
     transact(&world, std::iter::once(node).chain(services).collect()).await?;
     set(&world, true).await?;
 
-    let token = world.mesh.token("flappy", &["flappy"], &["--uses", "reusable", "--cidr", "10.77.0.0/24"]).await?;
-    let claims: Vec<Value> = addresses()
-        .map(|address| json!({ "service": "flappy", "port": HTTP, "address": address }))
-        .collect();
+    let token =
+        world.mesh.token("flappy", &["flappy"], &["--uses", "reusable", "--cidr", "10.77.0.0/24"]).await?;
+    let claims: Vec<Value> =
+        addresses().map(|address| json!({ "service": "flappy", "port": HTTP, "address": address })).collect();
     let plan = world.mesh.workload("flappy").token(&token).app(["--http", "8080"]);
     let flappy = plan.set("services", json!(claims)).start_unready().await?;
     flappy.host.also_at(addresses().collect()).await?;
     flappy.wait_ready().await?;
     flappy.wait_claims().await?;
-    let steady =
-        world.mesh.workload("steady").account("flappy").serves("flappy", HTTP).app(["--http", "8080"]).start().await?;
+    let steady = world
+        .mesh
+        .workload("steady")
+        .account("flappy")
+        .serves("flappy", HTTP)
+        .app(["--http", "8080"])
+        .start()
+        .await?;
     world.web.wait_for_service(NAME, HTTP, LIMIT).await?;
     let target = world.web.look_up(NAME, HTTP).await?;
     let sidecar = world.web.sidecar.as_ref().context("a sidecar")?;
@@ -85,7 +91,10 @@ async fn flapping(world: Arc<World>) -> anyhow::Result<()> {
     let load = Load::start(&world.web.host, Plan::new(CALLS, target, format!("{NAME}:{HTTP}"), "/whoami"));
     flap(&world, length(10, 300)).await?;
     let outcome = load.stop().await?;
-    println!("{changes} changes\n  {outcome}\n  {pushes:.1} pushes a second, {:.1} % of a core", busy * 100.0);
+    println!(
+        "{changes} changes\n  {outcome}\n  {pushes:.1} pushes a second, {:.1} % of a core",
+        busy * 100.0
+    );
     drop((flappy, steady));
     ensure!(outcome.total() > 1000, "only {} requests were sent", outcome.total());
     ensure!(versions > 5, "the client's sidecar heard of {versions} versions: nothing flapped");

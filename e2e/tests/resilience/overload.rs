@@ -95,7 +95,12 @@ async fn overload(world: Arc<World>, bound: &str, policy: &str) -> anyhow::Resul
     hold(&[
         Figure::at_least(&name("goodput, of peak"), "%", 80.0, goodput / peak * 100.0),
         Figure::at_most(&name("p99 of a refusal"), "ms", 50.0, outcome.quantile_of(0.99, refused)),
-        Figure::at_most(&name("neither served nor refused"), "%", 0.1, others as f64 / outcome.total() as f64 * 100.0),
+        Figure::at_most(
+            &name("neither served nor refused"),
+            "%",
+            0.1,
+            others as f64 / outcome.total() as f64 * 100.0,
+        ),
         Figure::at_most(&name("recovered after"), "s", 2.0, recovered),
     ])
 }

@@ -94,14 +94,20 @@ impl World {
         let metrics = self.web.admin("/metrics").await?.expect(200)?.text();
         let endpoint = replica.host.v4().to_string();
         let of = |line: &&str| {
-            line.starts_with("outrigger_balancer_picks_total{") && line.contains("orders") && line.contains(&endpoint)
+            line.starts_with("outrigger_balancer_picks_total{")
+                && line.contains("orders")
+                && line.contains(&endpoint)
         };
         let counts = metrics.lines().filter(of);
         Ok(counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
     }
 
     /// How long it takes, from now on, until `web`'s sidecar no longer chooses `replica`; and how often it did meanwhile.
-    pub(crate) async fn put_aside(&self, replica: &Workload, limit: Duration) -> anyhow::Result<(Duration, u64)> {
+    pub(crate) async fn put_aside(
+        &self,
+        replica: &Workload,
+        limit: Duration,
+    ) -> anyhow::Result<(Duration, u64)> {
         let start = Instant::now();
         let first = self.picks(replica).await?;
         let (mut count, mut changed) = (first, start);

@@ -277,7 +277,9 @@ fn pattern(length: usize) -> Bytes {
     (0..length).map(|i| u8::try_from(i * 7 % 251).unwrap_or_default()).collect()
 }
 
-pub(crate) fn streamed(frames: impl Stream<Item = anyhow::Result<Frame<Bytes>>> + Send + Sync + 'static) -> Body {
+pub(crate) fn streamed(
+    frames: impl Stream<Item = anyhow::Result<Frame<Bytes>>> + Send + Sync + 'static,
+) -> Body {
     BodyExt::boxed(StreamBody::new(frames))
 }
 

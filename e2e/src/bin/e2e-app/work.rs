@@ -71,13 +71,7 @@ struct Set {
 
 impl Work {
     pub(crate) fn new(name: &'static str, next: Option<String>) -> Self {
-        Self {
-            name,
-            next,
-            set: Mutex::default(),
-            calls: AtomicU64::default(),
-            failed: AtomicU64::default(),
-        }
+        Self { name, next, set: Mutex::default(), calls: AtomicU64::default(), failed: AtomicU64::default() }
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -108,8 +102,10 @@ impl Work {
             tokio::time::sleep(Duration::from_millis(faults.service_ms)).await;
         }
         drop(worker);
-        let is_grpc =
-            head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let is_grpc = head
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         // Bresenham's line: of any thousand in a row exactly so many.
         let rate = faults.fail_per_mille.min(1000);
         if (number + 1) * rate / 1000 > number * rate / 1000 {
@@ -118,7 +114,8 @@ impl Work {
                 bail!("reset on request");
             }
             let code = if faults.grpc_status == 0 { 14 } else { faults.grpc_status };
-            let mut response = if is_grpc { grpc(code, "") } else { Response::new(full("failing on request\n")) };
+            let mut response =
+                if is_grpc { grpc(code, "") } else { Response::new(full("failing on request\n")) };
             if !is_grpc {
                 let status = if faults.status == 0 { 503 } else { faults.status };
                 *response.status_mut() = StatusCode::from_u16(status)?;
@@ -148,7 +145,8 @@ impl Work {
                 Ok::<_, Infallible>(answer)
             }
         });
-        let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let served =
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
         served.await.context("serving the control port")
     }
 
@@ -200,7 +198,8 @@ async fn hand_on(next: &str, headers: &HeaderMap) -> anyhow::Result<Response<Bod
             request = request.header(*name, value);
         }
     }
-    let response = sender.send_request(request.body(Full::<Bytes>::default())?).await.context("asking the next")?;
+    let response =
+        sender.send_request(request.body(Full::<Bytes>::default())?).await.context("asking the next")?;
     let (head, body) = response.into_parts();
     let body = body.collect().await.context("reading the next one's answer")?.to_bytes();
     let mut response = Response::new(full(body));
