@@ -18,29 +18,13 @@ use crate::world::{HTTP, LIMIT, World};
 const WORKERS: usize = 4;
 /// Requests a second that the workload can serve, but for what timers and scheduling take.
 const CAPACITY: u32 = 400;
-const SLOTS: &str = "slots.service.consul";
 /// What a caller waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The bound is found by the sidecar; this is what it may not exceed.
-const ADAPTIVE: &str = "
-apiVersion: outrigger.dev/v1alpha1
-kind: TrafficPolicy
-metadata: {name: slots, namespace: default}
-spec:
-  targetRef: {kind: Service, name: slots}
-  concurrency: {maxRequests: 200, adaptive: true}
-";
-
+const ADAPTIVE: &str = "{maxRequests: 200, adaptive: true}";
 /// The bound is known: twice what is served at once.
-const FIXED: &str = "
-apiVersion: outrigger.dev/v1alpha1
-kind: TrafficPolicy
-metadata: {name: slots, namespace: default}
-spec:
-  targetRef: {kind: Service, name: slots}
-  concurrency: {maxRequests: 8, adaptive: false}
-";
+const FIXED: &str = "{maxRequests: 8, adaptive: false}";
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
@@ -50,17 +34,29 @@ pub(crate) fn cases() -> Vec<Case<World>> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of one run are far below 2^52")]
-async fn overload(world: Arc<World>, bound: &str, policy: &str) -> anyhow::Result<()> {
-    let _replicas = world.ready(policy).await?;
+async fn overload(world: Arc<World>, bound: &str, concurrency: &str) -> anyhow::Result<()> {
+    let service = format!("slots-{bound}");
+    let name = format!("{service}.service.consul");
+    let policy = format!(
+        "
+apiVersion: outrigger.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: slots, namespace: default}}
+spec:
+  targetRef: {{kind: Service, name: {service}}}
+  concurrency: {concurrency}
+"
+    );
+    let _replicas = world.ready("").await?;
     let (port, control) = (HTTP.to_string(), CONTROL_PORT.to_string());
-    let plan = world.mesh.workload(&format!("slots-{bound}")).account("slots").serves("slots", HTTP);
+    let plan = world.mesh.workload(&service).serves(&service, HTTP);
     let slots = plan.app(["--http", &port, "--control", &control]).start().await?;
-    world.web.wait_for_service(SLOTS, HTTP, LIMIT).await?;
-    world.mesh.wait_taken().await?;
+    world.web.wait_for_service(&name, HTTP, LIMIT).await?;
+    world.mesh.apply(&policy).await?;
     slots.suffer(Faults { concurrency: WORKERS, service_ms: 10, ..Faults::default() }).await?;
-    let target = world.web.look_up(SLOTS, HTTP).await?;
+    let target = world.web.look_up(&name, HTTP).await?;
     let send = |rate| {
-        let plan = Plan::new(rate, target, format!("{SLOTS}:{HTTP}"), "/work").patience(PATIENCE);
+        let plan = Plan::new(rate, target, format!("{name}:{HTTP}"), "/work").patience(PATIENCE);
         Load::start(&world.web.host, plan)
     };
 
@@ -91,16 +87,16 @@ async fn overload(world: Arc<World>, bound: &str, policy: &str) -> anyhow::Resul
     let bad = normal.samples.iter().rfind(|sample| !sample.ok || sample.took > Duration::from_millis(100));
     let recovered = bad.map_or(0.0, |sample| sample.at.as_secs_f64());
     ensure!(outcome.samples.iter().any(refused), "nothing was refused");
-    let name = |what: &str| format!("L19: {bound} bound: {what}");
+    let figure = |what: &str| format!("L19: {bound} bound: {what}");
     hold(&[
-        Figure::at_least(&name("goodput, of peak"), "%", 80.0, goodput / peak * 100.0),
-        Figure::at_most(&name("p99 of a refusal"), "ms", 50.0, outcome.quantile_of(0.99, refused)),
+        Figure::at_least(&figure("goodput, of peak"), "%", 80.0, goodput / peak * 100.0),
+        Figure::at_most(&figure("p99 of a refusal"), "ms", 50.0, outcome.quantile_of(0.99, refused)),
         Figure::at_most(
-            &name("neither served nor refused"),
+            &figure("neither served nor refused"),
             "%",
             0.1,
             others as f64 / outcome.total() as f64 * 100.0,
         ),
-        Figure::at_most(&name("recovered after"), "s", 2.0, recovered),
+        Figure::at_most(&figure("recovered after"), "s", 2.0, recovered),
     ])
 }
