@@ -26,6 +26,11 @@ impl Figure {
         Self { name: name.to_owned(), unit, goal: format!("<= {goal}"), measured, met: measured <= goal }
     }
 
+    /// A value that must be at least `goal`.
+    pub fn at_least(name: &str, unit: &'static str, goal: f64, measured: f64) -> Self {
+        Self { name: name.to_owned(), unit, goal: format!(">= {goal}"), measured, met: measured >= goal }
+    }
+
     /// A value that is reported and has no goal yet.
     pub fn info(name: &str, unit: &'static str, measured: f64) -> Self {
         Self { name: name.to_owned(), unit, goal: "-".to_owned(), measured, met: true }
@@ -48,4 +53,15 @@ pub fn record(new: &[Figure]) -> anyhow::Result<()> {
     }
     let text = serde_json::to_vec_pretty(&all).context("figures are plain data")?;
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Records figures, and fails if one of them is not met.
+pub fn hold(figures: &[Figure]) -> anyhow::Result<()> {
+    record(figures)?;
+    let missed = figures.iter().filter(|figure| !figure.met);
+    let missed: Vec<_> = missed
+        .map(|figure| format!("{}: {} {} (goal {})", figure.name, figure.measured, figure.unit, figure.goal))
+        .collect();
+    anyhow::ensure!(missed.is_empty(), "figures that were missed: {}", missed.join("; "));
+    Ok(())
 }

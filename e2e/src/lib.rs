@@ -8,6 +8,7 @@
 //! tools of `make tools`; it says which is missing. It never skips a case.
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod capture;
 pub mod client;
 pub mod consul;
@@ -16,6 +17,7 @@ pub mod figures;
 pub mod load;
 pub mod mesh;
 pub mod network;
+pub mod policies;
 pub mod process;
 pub mod sandbox;
 pub mod suite;

@@ -52,11 +52,13 @@ pub struct Setup {
     pub front: bool,
     /// Whether workloads take plaintext: `Strict` or `Permissive`.
     pub mtls: &'static str,
+    /// Whether the controller reads services from files too: [`Mesh::publish`].
+    pub files: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { consul: Mode::Dev, leaf_life: "24h", front: false, mtls: "Strict" }
+        Self { consul: Mode::Dev, leaf_life: "24h", front: false, mtls: "Strict", files: false }
     }
 }
 
@@ -86,6 +88,9 @@ impl Mesh {
         if data.exists() {
             // An earlier mesh of this suite.
             std::fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
+        }
+        if services_dir().exists() {
+            std::fs::remove_dir_all(services_dir()).context("removing the services of an earlier mesh")?;
         }
         let front = if setup.front {
             let host = network.host("front").await?;
@@ -125,7 +130,7 @@ impl Mesh {
             std::fs::write(&file, ca).context("writing Consul's CA")?;
             source["ca_file"] = json!(file);
         }
-        let text = json!({
+        let mut text = json!({
             "data_dir": data_dir(),
             "listen": format!("[::]:{DISCOVERY_PORT}"),
             "api_listen": format!("127.0.0.1:{API_PORT}"),
@@ -135,6 +140,10 @@ impl Mesh {
             "mesh_cidrs": ["10.77.0.0/24", "fd77::/64"],
             "consul": source,
         });
+        if self.setup.files {
+            std::fs::create_dir_all(services_dir()).context("making the folder of services")?;
+            text["file"] = json!({ "directory": services_dir(), "poll_interval": "100ms" });
+        }
         std::fs::write(&config, text.to_string()).context("writing the controller's configuration")?;
         let mut command = Command::new(sandbox::get().binary("outrigger-controller")?);
         command.arg("--config").arg(&config).env("RUST_BACKTRACE", "1");
@@ -179,11 +188,19 @@ impl Mesh {
 
     /// Runs the CLI beside the controller.
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(sandbox::get().binary("outrigger")?);
+        let mut command = self.cli_command()?;
         command.args(arguments);
-        command.env("OUTRIGGER_SERVER", format!("127.0.0.1:{API_PORT}"));
-        command.env("OUTRIGGER_TOKEN_FILE", data_dir().join("admin-token"));
         self.controller_host.output(command).await
+    }
+
+    /// Describes a service in a file of its own, as the file source has it (`controller/examples/services`), in the place of what
+    /// the file said before.
+    pub fn publish(&self, file: &str, service: &Value) -> anyhow::Result<()> {
+        // Moved there whole: half of a document may be one.
+        let (new, place) =
+            (services_dir().join(format!(".{file}")), services_dir().join(format!("{file}.yaml")));
+        std::fs::write(&new, service.to_string()).with_context(|| format!("writing {}", new.display()))?;
+        std::fs::rename(&new, &place).with_context(|| format!("moving {}", place.display()))
     }
 
     /// Creates a join token as an operator does.
@@ -221,13 +238,19 @@ impl Mesh {
     }
 }
 
-/// The identity of a service account in the namespace `default`.
+/// The identity of a service account: `name` in the namespace `default`, or `namespace/name`.
 pub fn identity(service_account: &str) -> String {
-    format!("spiffe://outrigger.local/ns/default/sa/{service_account}")
+    let (namespace, name) = service_account.split_once('/').unwrap_or(("default", service_account));
+    format!("spiffe://outrigger.local/ns/{namespace}/sa/{name}")
+}
+
+/// What the file source reads.
+fn services_dir() -> PathBuf {
+    sandbox::get().work.join("services")
 }
 
 /// The controller's data.
-fn data_dir() -> PathBuf {
+pub(crate) fn data_dir() -> PathBuf {
     sandbox::get().work.join("controller")
 }
 

@@ -14,6 +14,7 @@ use anyhow::{Context as _, anyhow};
 use futures_util::TryStreamExt as _;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -194,6 +195,54 @@ impl Host {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         anyhow::ensure!(output.status.success(), "{shown} on {}: {}\n{out}{err}", self.name, output.status);
         Ok(output)
+    }
+}
+
+/// More specific than the hosts' own network, so that they win.
+const HALVES: [(Ipv4Addr, u8); 2] = [(Ipv4Addr::new(10, 77, 0, 0), 25), (Ipv4Addr::new(10, 77, 0, 128), 25)];
+
+impl Host {
+    /// From now on the host gets every packet and sends none, in IPv4: nobody hears a refusal, nothing is ever answered.
+    pub async fn fall_silent(&self) -> anyhow::Result<()> {
+        self.run(|| async {
+            let links = links()?;
+            for (network, prefix) in HALVES {
+                let hole = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(network, prefix);
+                let hole = hole.kind(RouteType::BlackHole).build();
+                links.route().add(hole).execute().await.context("adding a black hole")?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The host has these addresses as well.
+    pub async fn also_at(&self, more: Vec<Ipv4Addr>) -> anyhow::Result<()> {
+        let name = format!("eth{}", self.number);
+        self.run(move || async move {
+            let links = links()?;
+            let index = index(&links, &name).await?;
+            for address in more {
+                let add = links.address().add(index, IpAddr::V4(address), 24).execute().await;
+                add.with_context(|| format!("adding {address} to {name}"))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends [`Host::fall_silent`].
+    pub async fn speak_again(&self) -> anyhow::Result<()> {
+        self.run(|| async {
+            let links = links()?;
+            for (network, prefix) in HALVES {
+                let hole = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(network, prefix);
+                let hole = hole.kind(RouteType::BlackHole).build();
+                links.route().del(hole).execute().await.context("removing a black hole")?;
+            }
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -87,6 +87,19 @@ impl Process {
         .await
     }
 
+    /// Processor time that all its threads have used, by the scheduler's account.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let mut sum = 0;
+        for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
+            let path = task.context("reading a task")?.path().join("schedstat");
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            let first = text.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+            sum += first.with_context(|| format!("{} holds no number", path.display()))?;
+        }
+        Ok(Duration::from_nanos(sum))
+    }
+
     /// Resident memory in bytes, as the kernel counts it now.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());

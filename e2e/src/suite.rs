@@ -17,11 +17,23 @@ use crate::wait::within;
 
 /// No case may take longer, whatever hangs.
 const CASE_LIMIT: Duration = Duration::from_secs(150);
+/// The same at full length.
+const SOAK_CASE_LIMIT: Duration = Duration::from_mins(20);
 /// Lines of each log that are shown after a suite's first failure; everything is in the log folder.
 const SHOWN_LINES: usize = 25;
 
 /// Cases that take longer say so.
 const REMARKABLE: Duration = Duration::from_secs(3);
+
+/// Whether cases run at full length (`make soak`).
+pub fn is_soak() -> bool {
+    std::env::var_os("OUTRIGGER_SOAK").is_some()
+}
+
+/// How long something is measured: `short` seconds in `make test`, `full` in `make soak`.
+pub fn length(short: u64, full: u64) -> Duration {
+    Duration::from_secs(if is_soak() { full } else { short })
+}
 
 static SHOW_LOGS: Once = Once::new();
 
@@ -74,16 +86,23 @@ where
         let (runtime, shared) = (Arc::clone(&runtime), Arc::clone(&shared));
         Trial::test(case.name, move || {
             let start = Instant::now();
-            let outcome = runtime.block_on(within(CASE_LIMIT, "the case", async {
-                let (build, cell) = &*shared;
-                let world = cell
-                    .get_or_init(|| async {
-                        build().await.map(Arc::new).map_err(|error| format!("building the world: {error:#}"))
-                    })
-                    .await;
-                let world = world.clone().map_err(anyhow::Error::msg)?;
-                (case.run)(world).await
-            }));
+            let outcome = runtime.block_on(within(
+                if is_soak() { SOAK_CASE_LIMIT } else { CASE_LIMIT },
+                "the case",
+                async {
+                    let (build, cell) = &*shared;
+                    let world = cell
+                        .get_or_init(|| async {
+                            build()
+                                .await
+                                .map(Arc::new)
+                                .map_err(|error| format!("building the world: {error:#}"))
+                        })
+                        .await;
+                    let world = world.clone().map_err(anyhow::Error::msg)?;
+                    (case.run)(world).await
+                },
+            ));
             if start.elapsed() >= REMARKABLE {
                 print!("({:.0} s) ", start.elapsed().as_secs_f64());
             }

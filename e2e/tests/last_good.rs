@@ -12,7 +12,7 @@ use outrigger_e2e::faults::Fault;
 use outrigger_e2e::figures::{Figure, record};
 use outrigger_e2e::load::{Load, Outcome, Plan};
 use outrigger_e2e::mesh::{Mesh, Setup, Workload};
-use outrigger_e2e::suite::{case, suite};
+use outrigger_e2e::suite::{case, length, suite};
 use outrigger_e2e::wait::wait_until;
 use tokio::time::{Instant, sleep};
 
@@ -43,11 +43,7 @@ fn main() -> ExitCode {
 
 /// How long an outage lasts.
 fn outage(short: u64) -> Duration {
-    if std::env::var_os("OUTRIGGER_SOAK").is_some() {
-        Duration::from_mins(1)
-    } else {
-        Duration::from_secs(short)
-    }
+    length(short, 60)
 }
 
 struct World {
@@ -88,7 +84,7 @@ impl World {
 
     async fn load(&self) -> anyhow::Result<Load> {
         let target = self.web.look_up(ORDERS, HTTP).await?;
-        let plan = Plan { rate: RATE, target, host: format!("{ORDERS}:{HTTP}"), path: "/whoami".to_owned() };
+        let plan = Plan::new(RATE, target, format!("{ORDERS}:{HTTP}"), "/whoami");
         Ok(Load::start(&self.web.host, plan))
     }
 

@@ -27,8 +27,13 @@ fn main() -> ExitCode {
         "lifecycle",
         || async { Ok(()) },
         vec![
-            case("rolling restart, applications that serve 5 s after SIGTERM", |_| rolling_restart(LINGER)),
-            case("rolling restart, applications that exit at once", |_| rolling_restart("0")),
+            case("rolling restart, applications that serve 5 s after SIGTERM", |_| {
+                rolling_restart(LINGER, Retries::Off)
+            }),
+            case("rolling restart, applications that exit at once", |_| rolling_restart("0", Retries::Off)),
+            case("rolling restart, applications that exit at once, retries", |_| {
+                rolling_restart("0", Retries::On)
+            }),
             case("a sidecar that starts before the controller", before_the_controller),
             case("a second proxy on the same ports says so and exits", second_proxy),
             case("bad configuration: every fault, exit code 64", bad_configuration),
@@ -36,8 +41,26 @@ fn main() -> ExitCode {
     )
 }
 
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Retries {
+    /// No policy.
+    Off,
+    /// [`RETRIES`].
+    On,
+}
+
+/// What an operator writes whose applications do not drain.
+const RETRIES: &str = "
+apiVersion: outrigger.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: orders, namespace: default}
+spec:
+  targetRef: {kind: Service, name: orders}
+  retry: {attempts: 3, on: [gateway-error, reset, connect-failure]}
+";
+
 struct World {
-    _mesh: Mesh,
+    mesh: Mesh,
     web: Workload,
     replicas: Vec<Workload>,
 }
@@ -53,7 +76,7 @@ impl World {
         }
         let web = mesh.workload("web").start().await?;
         web.wait_for_service(ORDERS, HTTP, LIMIT).await?;
-        let world = Self { _mesh: mesh, web, replicas };
+        let world = Self { mesh, web, replicas };
         world.wait_meshed(3).await?;
         Ok(world)
     }
@@ -74,10 +97,13 @@ impl World {
 }
 
 /// Each replica in turn: SIGTERM to the application and its sidecar at once, as a supervisor does, then both anew.
-async fn rolling_restart(linger: &'static str) -> anyhow::Result<()> {
+async fn rolling_restart(linger: &'static str, retries: Retries) -> anyhow::Result<()> {
     let mut world = World::build(linger).await?;
+    if retries == Retries::On {
+        world.mesh.apply(RETRIES).await?;
+    }
     let target = world.web.look_up(ORDERS, HTTP).await?;
-    let plan = Plan { rate: RATE, target, host: format!("{ORDERS}:{HTTP}"), path: "/whoami".to_owned() };
+    let plan = Plan::new(RATE, target, format!("{ORDERS}:{HTTP}"), "/whoami");
     let load = Load::start(&world.web.host, plan);
     for at in 0..world.replicas.len() {
         let replica = &mut world.replicas[at];
@@ -96,28 +122,32 @@ async fn rolling_restart(linger: &'static str) -> anyhow::Result<()> {
         world.wait_meshed(3).await?;
     }
     let outcome = load.stop().await?;
-    println!("rolling restart, linger {linger} ms: {outcome}");
-    report(linger, &outcome)?;
+    println!("rolling restart, linger {linger} ms, retries {retries:?}: {outcome}");
+    report(linger, retries, &outcome)?;
     ensure!(outcome.total() > 1000, "only {} requests were sent", outcome.total());
-    if linger != "0" {
+    if linger != "0" || retries == Retries::On {
         ensure!(outcome.failed() == 0, "failed requests: {:?}", outcome.failures);
     }
     Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of one run are far below 2^52")]
-fn report(linger: &str, outcome: &Outcome) -> anyhow::Result<()> {
+fn report(linger: &str, retries: Retries, outcome: &Outcome) -> anyhow::Result<()> {
     let failed = outcome.failed() as f64;
     let requests = Figure::info("rolling restart: requests", "requests", outcome.total() as f64);
-    if linger == "0" {
-        // Retries are a later issue; until then this counts what they will have to save.
-        return record(&[Figure::info(
-            "L7: failed, applications exit at once, no retries",
+    match (linger, retries) {
+        // What retries have to save.
+        ("0", Retries::Off) => {
+            record(&[Figure::info("L7: failed, applications exit at once, no retries", "requests", failed)])
+        }
+        ("0", Retries::On) => record(&[Figure::at_most(
+            "L7: failed, applications exit at once, retries",
             "requests",
+            0.0,
             failed,
-        )]);
+        )]),
+        _ => record(&[Figure::at_most("L7: failed, applications drain", "requests", 0.0, failed), requests]),
     }
-    record(&[Figure::at_most("L7: failed, applications drain", "requests", 0.0, failed), requests])
 }
 
 async fn before_the_controller(_: Arc<()>) -> anyhow::Result<()> {

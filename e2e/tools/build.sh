@@ -67,6 +67,29 @@ done <<EOF
 $tools
 EOF
 
+# Gateway API's routes for meshes, as its conformance tests apply them: of the module, only the files.
+if wanted gateway-api "$@"; then
+	module=sigs.k8s.io/gateway-api/conformance@v1.6.3
+	sum=h1:UxhSb1GrDsyl+PdKe3g8a/BFWgP6hzy2PPFmZRgqeMQ=
+	if [ "$(cat "$out/gateway-api.key" 2>/dev/null)" = "$module $sum" ]; then
+		echo "e2e/tools: gateway-api is current"
+	else
+		echo "e2e/tools: fetching $module (a few seconds)"
+		rm -rf "$out/gateway-api.key" "$out/gateway-api"
+		# Outside of every module: only the one that is named.
+		fetched=$(cd / && go mod download -json "$module")
+		field() { printf '%s\n' "$fetched" | sed -n "s/^.*\"$1\": \"\([^\"]*\)\".*/\1/p"; }
+		if [ "$(field Sum)" != "$sum" ]; then
+			echo "e2e/tools: $module has another checksum than it had: $(field Sum)" >&2
+			exit 1
+		fi
+		mkdir -p "$out/gateway-api"
+		cp "$(field Dir)"/tests/mesh/*.yaml "$out/gateway-api"
+		chmod -R u+w "$out/gateway-api"
+		printf '%s\n' "$module $sum" >"$out/gateway-api.key"
+	fi
+fi
+
 # grpcio in a virtual environment of its own, and a command that runs our peer in it.
 if wanted grpc-python "$@"; then
 	made_of=$(cat "$here/grpc-python/requirements.txt" "$here/grpc-python/grpc_peer.py")

@@ -135,3 +135,6 @@ pub(crate) fn chosen(patterns: &[String]) -> Vec<&'static Case> {
         |case: &&Case| patterns.is_empty() || patterns.iter().any(|pattern| matches(case.name, pattern));
     CASES.iter().filter(wanted).collect()
 }
+
+/// In which of them what policies cost is measured.
+pub(crate) const WITH_POLICIES: [&str; 4] = ["http1/32", "open/1000", "http2/4x32", "grpc/unary"];

@@ -61,6 +61,9 @@ struct Arguments {
     /// Five minutes for all: fewer and shorter rounds.
     #[arg(long)]
     quick: bool,
+    /// Measure only what policies cost: ten in force beside none, in turns (a whole run does, too).
+    #[arg(long, conflicts_with_all = ["only", "peers", "memory", "base"])]
+    features: bool,
     /// Measure memory, start and size too (without `--only` they are).
     #[arg(long)]
     memory: bool,
@@ -90,6 +93,9 @@ struct Plan {
     /// Whether this was a short run.
     quick: bool,
 }
+
+/// Rounds in which policies take turns with none: the difference is small beside what one round may be off.
+const POLICY_ROUNDS: usize = 11;
 
 /// Tries of one measurement while the host takes the processors away; a short run has no time for more than one.
 const TRIES: usize = 3;
@@ -123,7 +129,7 @@ fn main() -> Result<()> {
         base: arguments.base,
         tools: target.join("tools"),
     };
-    let peers = present(&programs, &arguments.peers)?;
+    let peers = if arguments.features { Vec::new() } else { present(&programs, &arguments.peers)? };
     let mut ports = Ports::new();
     let certificates = Certificates::write(&folder.join("certificates"))?;
     let backend = Backend::start(ports.several()?)?;
@@ -154,8 +160,14 @@ fn main() -> Result<()> {
             );
         }
     }
+    let features = if arguments.features || plan.whole {
+        Some(measure_features(&plan, &site, &mut ports)?)
+    } else {
+        None
+    };
     report::write(&report::Run {
         samples: &samples,
+        features: features.as_ref(),
         footprints: &footprints,
         handshakes: &handshakes,
         cases: &plan.cases,
@@ -168,14 +180,16 @@ fn main() -> Result<()> {
 
 fn plan(arguments: &Arguments) -> Result<Plan> {
     let quick = arguments.quick;
-    let whole = arguments.only.is_empty();
-    let cases = if arguments.only.iter().any(|only| only == "memory") && arguments.only.len() == 1 {
+    let whole = arguments.only.is_empty() && !arguments.features;
+    let cases = if arguments.features {
+        Vec::new()
+    } else if arguments.only.iter().any(|only| only == "memory") && arguments.only.len() == 1 {
         Vec::new()
     } else {
         cases::chosen(&arguments.only)
     };
     let memory = whole || arguments.memory || arguments.only.iter().any(|only| only == "memory");
-    ensure!(memory || !cases.is_empty(), "no case has such a name: see --list");
+    ensure!(arguments.features || memory || !cases.is_empty(), "no case has such a name: see --list");
     let seconds = arguments.seconds.unwrap_or(if quick { 0.5 } else { 2.0 });
     ensure!((0.1..=600.0).contains(&seconds), "--seconds: from 0.1 to 600");
     let length = Duration::from_secs_f64(seconds);
@@ -256,6 +270,18 @@ fn measure(plan: &Plan, stacks: &mut [Stack]) -> Result<Samples> {
         eprintln!("round {} of {}, {:.0} s", round + 1, plan.rounds, begun.elapsed().as_secs_f64());
     }
     Ok(samples)
+}
+
+/// Our sidecars with policies and without, in turns.
+fn measure_features(plan: &Plan, site: &Site<'_>, ports: &mut Ports) -> Result<Samples> {
+    let names = cases::WITH_POLICIES.map(str::to_owned);
+    let plan =
+        Plan { cases: cases::chosen(&names), rounds: plan.rounds.max(POLICY_ROUNDS), memory: false, ..*plan };
+    let mut stacks = Vec::new();
+    for peer in [Peer::Ours, Peer::Policies] {
+        stacks.push(Stack::start(site, ports, peer)?);
+    }
+    measure(&plan, &mut stacks)
 }
 
 /// One measurement; the calmest of a few tries. `None`: the peer has no such path.

@@ -36,6 +36,8 @@ pub(crate) enum Peer {
     Direct,
     /// Our sidecars.
     Ours,
+    /// Our sidecars, with ten policies in force.
+    Policies,
     /// Our sidecars, from the folder that `--base` names: an earlier build.
     Base,
     /// HAProxy.
@@ -51,6 +53,7 @@ impl Peer {
         match self {
             Self::Direct => "direct",
             Self::Ours => "ours",
+            Self::Policies => "policies",
             Self::Base => "base",
             Self::Haproxy => "haproxy",
             Self::Envoy => "envoy",
@@ -79,7 +82,7 @@ impl Programs {
     pub(crate) fn of(&self, peer: Peer) -> Result<PathBuf> {
         let (path, how) = match peer {
             Peer::Direct => return Ok(PathBuf::new()),
-            Peer::Ours => (self.ours.join("outrigger-proxy"), "make release"),
+            Peer::Ours | Peer::Policies => (self.ours.join("outrigger-proxy"), "make release"),
             Peer::Base => {
                 let folder = self.base.as_ref().context("name the earlier build's folder: --base FOLDER")?;
                 (folder.join("outrigger-proxy"), "build it")

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::{
-    cases::Case,
+    cases::{self, Case},
     goals::{self, Goal},
     memory::{Both, Footprint},
     peers::Peer,
@@ -30,6 +30,8 @@ const PAGE: &str = "BENCHMARKS.md";
 /// All that a run found.
 pub(crate) struct Run<'a> {
     pub(crate) samples: &'a Samples,
+    /// With policies and without; `None`: not measured.
+    pub(crate) features: Option<&'a Samples>,
     pub(crate) footprints: &'a [Footprint],
     /// Cipher suite and key exchange by peer.
     pub(crate) handshakes: &'a BTreeMap<&'static str, (String, String)>,
@@ -59,6 +61,7 @@ pub(crate) fn write(run: &Run<'_>) -> Result<()> {
             "rounds": run.rounds, "quick": run.quick, "handshakes": handshakes,
             "goals": goals.must, "aims": goals.aims,
             "footprints": run.footprints, "rows": run.samples.rows,
+            "features": run.features.map(|features| &features.rows),
         });
         let path = folder.join("results.json");
         fs::write(&path, format!("{results:#}\n")).with_context(|| format!("writing {}", path.display()))?;
@@ -92,6 +95,7 @@ fn tables(run: &Run<'_>) -> String {
     section("CPU time of both proxies, and ours beside each", &cpu(run));
     section("Operations per second", &rates(run));
     section("Open loop: latency of a direct call, and what each adds to it", &latencies(run));
+    section("What ten policies cost", &features(run));
     section("Memory, start and size", &footprints(run));
     section("Handshakes, as read off the wire", &handshakes(run));
     let spread = |field: Field| Spread::of(run.samples.rows.iter().map(field).collect());
@@ -197,6 +201,25 @@ fn latencies(run: &Run<'_>) -> Table {
             }
             table.push(cells);
         }
+    }
+    table
+}
+
+/// Ten policies in force beside none, in turns.
+fn features(run: &Run<'_>) -> Table {
+    let heads = ["case", "CPU without, us", "CPU with, us", "with / without", "p50 with / without"];
+    let mut table = Table::new(heads.map(str::to_owned).to_vec());
+    let Some(samples) = run.features else { return table };
+    let (cpu, p50): (Field, Field) = (|row| row.cpu_us, |row| row.p50_us);
+    for case in cases::chosen(&cases::WITH_POLICIES.map(str::to_owned)) {
+        let of = |peer| number(samples.spread(case.name, peer, cpu).map(|spread| spread.median));
+        table.push(vec![
+            case.title.to_owned(),
+            of(Peer::Ours),
+            of(Peer::Policies),
+            ratio(samples.ratio(case.name, cpu, Peer::Policies, Peer::Ours)),
+            ratio(samples.ratio(case.name, p50, Peer::Policies, Peer::Ours)),
+        ]);
     }
     table
 }

@@ -1,7 +1,7 @@
 //! The HTTP application, on hyper: HTTP/1.1, and HTTP/2 by prior knowledge, on one port.
 
-use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hasher as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,26 +17,56 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-type Body = BoxBody<Bytes, anyhow::Error>;
+use crate::work::Work;
+
+pub(crate) type Body = BoxBody<Bytes, anyhow::Error>;
 
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Largest header block: the suites send 60 KiB.
 const HEADERS_LIMIT: usize = 256 * 1024;
 
-pub(crate) async fn serve(stream: TcpStream, name: &'static str) -> anyhow::Result<()> {
+pub(crate) async fn serve(stream: TcpStream, work: Arc<Work>) -> anyhow::Result<()> {
     if is_http2(&stream).await? {
-        return serve_http2(stream, name).await;
+        return serve_http2(stream, work).await;
     }
-    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+    let service = service_fn(move |request| answer(request, Arc::clone(&work)));
     let mut server = hyper::server::conn::http1::Builder::new();
     server.timer(TokioTimer::new()).max_buf_size(HEADERS_LIMIT).half_close(true);
     let served = server.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
     served.context("serving HTTP/1.1")
 }
 
-pub(crate) async fn serve_http2(stream: TcpStream, name: &'static str) -> anyhow::Result<()> {
-    let service = service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, name).await) });
+/// Whatever the path, the answer is what the application saw of the request, and in `x-app` which one it is.
+pub(crate) async fn reflect(stream: TcpStream, work: Arc<Work>) -> anyhow::Result<()> {
+    let is_http2 = is_http2(&stream).await?;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let work = Arc::clone(&work);
+        async move {
+            if is_grpc(&request) {
+                return work.call(request).await;
+            }
+            let mut response = describe(request).await?;
+            response.headers_mut().insert("x-app", HeaderValue::from_static(work.name()));
+            Ok(response)
+        }
+    });
+    let stream = TokioIo::new(stream);
+    if is_http2 {
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        return server.serve_connection(stream, service).await.context("reflecting HTTP/2");
+    }
+    let server = hyper::server::conn::http1::Builder::new();
+    server.serve_connection(stream, service).await.context("reflecting HTTP/1.1")
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+pub(crate) async fn serve_http2(stream: TcpStream, work: Arc<Work>) -> anyhow::Result<()> {
+    let service = service_fn(move |request| answer(request, Arc::clone(&work)));
     let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     server
         .timer(TokioTimer::new())
@@ -61,9 +91,13 @@ async fn is_http2(stream: &TcpStream) -> anyhow::Result<bool> {
     }
 }
 
-async fn answer(request: Request<Incoming>, name: &'static str) -> Response<Body> {
+/// An error resets the stream, or the connection where there are no streams.
+async fn answer(request: Request<Incoming>, work: Arc<Work>) -> anyhow::Result<Response<Body>> {
+    if is_grpc(&request) || request.uri().path() == "/work" {
+        return work.call(request).await;
+    }
     let head_only = request.method() == Method::HEAD && request.version() == Version::HTTP_2;
-    let mut response = route(request, name).await.unwrap_or_else(|error| {
+    let mut response = route(request, work.name()).await.unwrap_or_else(|error| {
         let mut response = Response::new(full(format!("{error:#}\n")));
         *response.status_mut() = StatusCode::BAD_REQUEST;
         response
@@ -75,7 +109,7 @@ async fn answer(request: Request<Incoming>, name: &'static str) -> Response<Body
         }
         *response.body_mut() = empty();
     }
-    response
+    Ok(response)
 }
 
 async fn route(request: Request<Incoming>, name: &'static str) -> anyhow::Result<Response<Body>> {
@@ -243,7 +277,9 @@ fn pattern(length: usize) -> Bytes {
     (0..length).map(|i| u8::try_from(i * 7 % 251).unwrap_or_default()).collect()
 }
 
-fn streamed(frames: impl Stream<Item = anyhow::Result<Frame<Bytes>>> + Send + Sync + 'static) -> Body {
+pub(crate) fn streamed(
+    frames: impl Stream<Item = anyhow::Result<Frame<Bytes>>> + Send + Sync + 'static,
+) -> Body {
     BodyExt::boxed(StreamBody::new(frames))
 }
 
@@ -251,6 +287,6 @@ fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed()
 }
 
-fn full(content: impl Into<Bytes>) -> Body {
+pub(crate) fn full(content: impl Into<Bytes>) -> Body {
     Full::new(content.into()).map_err(|never| match never {}).boxed()
 }

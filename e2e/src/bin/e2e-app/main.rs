@@ -8,14 +8,18 @@
 mod http;
 mod raw;
 mod tcp;
+mod work;
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::work::Work;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Test application of the end-to-end suites")]
@@ -41,6 +45,15 @@ struct Arguments {
     /// Ports that read one byte and reset the connection.
     #[arg(long)]
     reset: Vec<u16>,
+    /// Ports with HTTP/1.1 and HTTP/2 where every path is answered with what was seen of the request.
+    #[arg(long)]
+    reflect: Vec<u16>,
+    /// Ports, on loopback by custom, at which a suite says what goes wrong and reads what arrived.
+    #[arg(long)]
+    control: Vec<u16>,
+    /// The service, `host:port`, that this one hands its work to.
+    #[arg(long)]
+    next: Option<String>,
     /// What `/whoami` answers: which of several replicas this is.
     #[arg(long, default_value = "app")]
     name: String,
@@ -54,13 +67,22 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let name: &'static str = arguments.name.leak();
+    let work = Arc::new(Work::new(name, arguments.next));
     for port in arguments.http {
-        let listener = listen(port).await?;
-        tokio::spawn(accept(listener, move |stream| http::serve(stream, name)));
+        let (listener, work) = (listen(port).await?, Arc::clone(&work));
+        tokio::spawn(accept(listener, move |stream| http::serve(stream, Arc::clone(&work))));
     }
     for port in arguments.http2 {
-        let listener = listen(port).await?;
-        tokio::spawn(accept(listener, move |stream| http::serve_http2(stream, name)));
+        let (listener, work) = (listen(port).await?, Arc::clone(&work));
+        tokio::spawn(accept(listener, move |stream| http::serve_http2(stream, Arc::clone(&work))));
+    }
+    for port in arguments.reflect {
+        let (listener, work) = (listen(port).await?, Arc::clone(&work));
+        tokio::spawn(accept(listener, move |stream| http::reflect(stream, Arc::clone(&work))));
+    }
+    for port in arguments.control {
+        let (listener, work) = (listen(port).await?, Arc::clone(&work));
+        tokio::spawn(accept(listener, move |stream| Arc::clone(&work).control(stream)));
     }
     for port in arguments.raw {
         tokio::spawn(accept(listen(port).await?, raw::serve));

@@ -22,6 +22,9 @@ use crate::{
     process::{self, Process},
 };
 
+/// What is in force with [`Peer::Policies`].
+const POLICIES: &str = include_str!("policies.yaml");
+
 pub(super) fn start(
     site: &Site<'_>,
     ports: &mut Ports,
@@ -91,6 +94,13 @@ pub(super) fn start(
         .zip(entries)
         .map(|(port, listen)| json!({"service": format!("backend.default:{port}"), "listen": listen}))
         .collect();
+    if peer == Peer::Policies {
+        let file = folder.join("policies.yaml");
+        fs::write(&file, POLICIES).with_context(|| format!("writing {}", file.display()))?;
+        outrigger(binaries, api, &data, |command| {
+            command.args(["policy", "apply", "-f"]).arg(&file);
+        })?;
+    }
     let client = sidecar("client", CLIENT_ID, addresses.client_admin, json!({"upstreams": upstreams}))?;
     Ok(Started { client, server, helpers: vec![controller] })
 }
@@ -100,13 +110,22 @@ fn arguments(command: &mut Command, config: &Path) {
 }
 
 fn create_token(binaries: &Path, api: SocketAddr, data: &Path, identity: &str) -> Result<Vec<u8>> {
-    let output = Command::new(binaries.join("outrigger"))
-        .args(["token", "create", "--identity", identity, "--server"])
-        .arg(api.to_string())
-        .arg("--token-file")
-        .arg(data.join("admin-token"))
-        .output()
-        .context("running outrigger")?;
+    outrigger(binaries, api, data, |command| {
+        command.args(["token", "create", "--identity", identity]);
+    })
+}
+
+/// Runs the CLI; its standard output.
+fn outrigger(
+    binaries: &Path,
+    api: SocketAddr,
+    data: &Path,
+    arguments: impl FnOnce(&mut Command),
+) -> Result<Vec<u8>> {
+    let mut command = Command::new(binaries.join("outrigger"));
+    arguments(&mut command);
+    command.env("OUTRIGGER_SERVER", api.to_string()).env("OUTRIGGER_TOKEN_FILE", data.join("admin-token"));
+    let output = command.output().context("running outrigger")?;
     ensure!(output.status.success(), "outrigger: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
 }

@@ -1,0 +1,156 @@
+//! What the cases share.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use outrigger_e2e::app::{CONTROL_PORT, Faults};
+use outrigger_e2e::load::{Load, Plan};
+use outrigger_e2e::mesh::{Mesh, Setup, Workload};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+pub(crate) const HTTP: u16 = 8080;
+pub(crate) const ORDERS: &str = "orders.service.consul";
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// Requests a second: below half of what five debug sidecars and applications carry on two cores.
+pub(crate) const RATE: u32 = 1_000;
+/// What an endpoint's latency and share are compared with is measured for so long.
+pub(crate) const BASELINE: Duration = Duration::from_secs(5);
+/// The replicas, by name.
+pub(crate) const REPLICAS: [&str; 3] = ["orders-1", "orders-2", "orders-3"];
+
+/// An endpoint that three hundred requests a second would have found, and none did for so long, is put aside. Shorter than the
+/// shortest ejection (half of a second).
+const QUIET: Duration = Duration::from_millis(300);
+
+pub(crate) struct World {
+    pub(crate) mesh: Mesh,
+    pub(crate) web: Workload,
+    replicas: Mutex<Vec<Workload>>,
+}
+
+/// The arguments of a replica's application.
+fn app() -> [String; 4] {
+    ["--http".to_owned(), HTTP.to_string(), "--control".to_owned(), CONTROL_PORT.to_string()]
+}
+
+impl World {
+    pub(crate) async fn build() -> anyhow::Result<Self> {
+        let mesh = Mesh::start(Setup::default()).await?;
+        let mut replicas = Vec::new();
+        for name in REPLICAS {
+            let arguments = app();
+            let plan = mesh.workload(name).account("orders").serves("orders", HTTP);
+            replicas.push(plan.app(arguments.each_ref().map(String::as_str)).start().await?);
+        }
+        let web = mesh.workload("web").start().await?;
+        web.wait_for_service(ORDERS, HTTP, LIMIT).await?;
+        Ok(Self { mesh, web, replicas: Mutex::new(replicas) })
+    }
+
+    /// The replicas, all of them well and in use, under these policies alone.
+    pub(crate) async fn ready(&self, policies: &str) -> anyhow::Result<MutexGuard<'_, Vec<Workload>>> {
+        let mut replicas = self.replicas.lock().await;
+        self.mesh.clear_policies().await?;
+        for replica in &mut *replicas {
+            revive(replica).await?;
+            replica.suffer(Faults::default()).await?;
+        }
+        if !policies.is_empty() {
+            self.mesh.apply(policies).await?;
+        }
+        // An endpoint that was put aside in an earlier case comes back in its own time.
+        self.wait_all_seen().await?;
+        Ok(replicas)
+    }
+
+    /// Waits until each replica has answered since now.
+    async fn wait_all_seen(&self) -> anyhow::Result<()> {
+        let mut missing = REPLICAS.to_vec();
+        let start = Instant::now();
+        while !missing.is_empty() {
+            ensure!(start.elapsed() < Duration::from_secs(60), "these replicas do not answer: {missing:?}");
+            if let Ok(reply) = self.web.get(ORDERS, HTTP, "/work").await {
+                missing.retain(|missing| *missing != reply.text());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// What `web` sends to `orders`.
+    pub(crate) async fn plan(&self, rate: u32) -> anyhow::Result<Plan> {
+        let target = self.web.look_up(ORDERS, HTTP).await?;
+        Ok(Plan::new(rate, target, format!("{ORDERS}:{HTTP}"), "/work"))
+    }
+
+    /// Starts it.
+    pub(crate) async fn load(&self, rate: u32) -> anyhow::Result<Load> {
+        Ok(Load::start(&self.web.host, self.plan(rate).await?))
+    }
+
+    /// How often `web`'s sidecar has chosen an endpoint of `orders`, by its own count.
+    pub(crate) async fn picks(&self, replica: &Workload) -> anyhow::Result<u64> {
+        let metrics = self.web.admin("/metrics").await?.expect(200)?.text();
+        let endpoint = replica.host.v4().to_string();
+        let of = |line: &&str| {
+            line.starts_with("outrigger_balancer_picks_total{")
+                && line.contains("orders")
+                && line.contains(&endpoint)
+        };
+        let counts = metrics.lines().filter(of);
+        Ok(counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    }
+
+    /// How long it takes, from now on, until `web`'s sidecar no longer chooses `replica`; and how often it did meanwhile.
+    pub(crate) async fn put_aside(
+        &self,
+        replica: &Workload,
+        limit: Duration,
+    ) -> anyhow::Result<(Duration, u64)> {
+        let start = Instant::now();
+        let first = self.picks(replica).await?;
+        let (mut count, mut changed) = (first, start);
+        while changed.elapsed() < QUIET {
+            ensure!(start.elapsed() < limit, "{} is still chosen after {limit:?}", replica.host.name());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let now = self.picks(replica).await?;
+            if now != count {
+                (count, changed) = (now, Instant::now());
+            }
+        }
+        Ok((changed - start, count - first))
+    }
+}
+
+/// Starts what has ended, wakes what was stopped.
+pub(crate) async fn revive(replica: &mut Workload) -> anyhow::Result<()> {
+    if let Some(app) = &mut replica.app
+        && app.exited()?.is_none()
+    {
+        app.signal(nix::sys::signal::Signal::SIGCONT)?;
+    } else {
+        replica.start_app(&app()).await?;
+    }
+    let sidecar_runs = match &mut replica.sidecar {
+        Some(sidecar) => sidecar.exited()?.is_none(),
+        None => false,
+    };
+    if !sidecar_runs {
+        replica.start_sidecar().await?;
+        replica.wait_ready().await?;
+        replica.wait_claims().await?;
+    }
+    Ok(())
+}
+
+/// Retries, and bounds on each try: what a service has that must not show its replicas' faults.
+pub(crate) const RETRIES: &str = "
+apiVersion: outrigger.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: orders, namespace: default}
+spec:
+  targetRef: {kind: Service, name: orders}
+  timeouts: {request: 5s, perTry: 250ms}
+  retry: {attempts: 3, on: [5xx, reset, connect-failure, per-try-timeout]}
+";
