@@ -204,7 +204,8 @@ pub struct LoadBalancer {
     /// How it is chosen. PeakEwma where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<Algorithm>,
-    /// What RingHash and Maglev hash: the first of these that the request has.
+    /// What RingHash and Maglev hash: the first of these that the request has. A route or rule may have keys of its own; the algorithm is
+    /// its service's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hash: Vec<HashKey>,
     /// A new endpoint's share grows over this time.

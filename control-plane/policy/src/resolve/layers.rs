@@ -58,10 +58,11 @@ impl Layer {
     }
 
     /// Takes out what only a whole service can have, and names it: an endpoint that is put aside, a bound or a probe does not know
-    /// which route a request took.
+    /// which route a request took. What is hashed is a request's own, and stays: the table that it leads into is the service's.
     pub(crate) fn take_whole_service_fields(&mut self) -> Vec<&'static str> {
+        let hashes = self.load_balancer.as_ref().is_some_and(|balancer| !balancer.hash.is_empty());
         let taken = [
-            ("loadBalancer", self.load_balancer.take().is_some()),
+            ("loadBalancer", !hashes && self.load_balancer.take().is_some()),
             ("circuitBreaker", self.breaker.take().is_some()),
             ("bulkhead", self.bulkhead.take().is_some()),
             ("healthCheck", self.health_check.take().is_some()),
@@ -154,6 +155,11 @@ mod tests {
             ..Layer::default()
         };
         assert_eq!(layer.take_whole_service_fields(), ["loadBalancer", "bulkhead"]);
+        let key = v1::hash_key::Key::Header("x-user".to_owned());
+        let hash = vec![v1::HashKey { key: Some(key) }];
+        let load_balancer = Some(v1::LoadBalancer { hash, ..Default::default() });
+        let mut layer = Layer { load_balancer, ..Layer::default() };
+        assert!(layer.take_whole_service_fields().is_empty() && layer.load_balancer.is_some());
         assert_eq!(layer, Layer { hedge: Some(v1::Hedge::default()), ..Layer::default() });
     }
 }
