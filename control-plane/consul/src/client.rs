@@ -157,7 +157,12 @@ impl Client {
     }
 
     pub(crate) async fn put(&self, path: String, query: Query, body: Bytes) -> Result<Answer, Error> {
-        self.call(Request { method: Method::PUT, path, query, body, deadline: CALL_LIMIT }).await?.ok()
+        self.put_any(path, query, body).await?.ok()
+    }
+
+    /// Like `put`, but a 409 is an answer too: that is how Consul says that a transaction was rolled back.
+    pub(crate) async fn put_any(&self, path: String, query: Query, body: Bytes) -> Result<Answer, Error> {
+        self.call(Request { method: Method::PUT, path, query, body, deadline: CALL_LIMIT }).await
     }
 
     pub(crate) async fn delete(&self, path: String, query: Query) -> Result<Answer, Error> {
@@ -184,12 +189,12 @@ impl Client {
         }
     }
 
-    /// One exchange with the current agent, which loses that role where it is to blame. 200 and 404 are answers.
+    /// One exchange with the current agent, which loses that role where it is to blame. 200, 404 and 409 are answers.
     pub(crate) async fn once(&self, request: &Request) -> Result<Answer, Error> {
         let Inner { transport, current, .. } = &*self.inner;
         let agent = current.load(Ordering::Relaxed);
         let result = match transport.exchange(agent, request).await {
-            Ok(answer) if answer.status == 404 => Ok(answer),
+            Ok(answer) if matches!(answer.status, 404 | 409) => Ok(answer),
             Ok(answer) => answer.ok(),
             Err(error) => Err(error),
         };

@@ -33,6 +33,11 @@ pub(crate) fn key_path(prefix: &str, key: &str) -> Result<String, Error> {
     Ok(path)
 }
 
+/// Whether `key` can be a key, also where it travels in a body.
+pub(crate) fn check_key(key: &str) -> Result<(), Error> {
+    check("key", key)
+}
+
 fn check(what: &'static str, name: &str) -> Result<(), Error> {
     /// Consul refuses longer keys itself; names are shorter by far. A bound on what we put into a request line.
     const MAX_BYTES: usize = 2048;

@@ -1,10 +1,12 @@
 //! A Consul for tests: speaks the blocking-query protocol over in-memory connections, so that tests can stop the
-//! clock, and misbehaves on request.
+//! clock, or over TCP for tests of other crates, and misbehaves on request.
+#![allow(clippy::unwrap_used, missing_docs, reason = "what fails here fails a test; the names say it all")]
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     convert::Infallible,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
@@ -24,12 +26,13 @@ use tokio::sync::watch;
 
 use crate::{
     Client, ClientConfig,
+    kv::{decode_base64, encode_base64},
     transport::{Dial, Io, Transport},
 };
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     Status(u16, &'static str),
     /// Half of the body, then the end of the connection.
     Truncated,
@@ -46,41 +49,41 @@ pub(crate) enum Fault {
 }
 
 /// What a test sets and looks at.
-pub(crate) struct World {
-    pub(crate) index: u64,
+pub struct World {
+    pub index: u64,
     /// Service name -> entries of its health answer.
-    pub(crate) services: BTreeMap<String, Vec<Value>>,
+    pub services: BTreeMap<String, Vec<Value>>,
     /// Key -> (value, modify index).
-    pub(crate) keys: BTreeMap<String, (Bytes, u64)>,
+    pub keys: BTreeMap<String, (Bytes, u64)>,
     /// The token that is accepted; empty: any.
-    pub(crate) token: String,
+    pub token: String,
     /// One for each of the next requests.
-    pub(crate) faults: VecDeque<Fault>,
+    pub faults: VecDeque<Fault>,
     /// Holds for every request.
-    pub(crate) permanent_fault: Option<Fault>,
-    pub(crate) filtered: bool,
+    pub permanent_fault: Option<Fault>,
+    pub filtered: bool,
     /// Blocking queries are answered like Consul's streaming backend does.
-    pub(crate) streaming: bool,
+    pub streaming: bool,
     /// No leader is known: stale reads answer and say so, others fail.
-    pub(crate) leaderless: bool,
+    pub leaderless: bool,
     /// What stale reads see instead of `services`.
-    pub(crate) stale_services: Option<BTreeMap<String, Vec<Value>>>,
-    pub(crate) last_contact_ms: u64,
+    pub stale_services: Option<BTreeMap<String, Vec<Value>>>,
+    pub last_contact_ms: u64,
     /// Hosts of agents that refuse connections.
-    pub(crate) down: BTreeSet<String>,
+    pub down: BTreeSet<String>,
     /// `host method target` of every request.
-    pub(crate) log: Vec<String>,
-    pub(crate) bodies: Vec<Bytes>,
+    pub log: Vec<String>,
+    pub bodies: Vec<Bytes>,
 }
 
 #[derive(Clone)]
-pub(crate) struct FakeConsul {
+pub struct FakeConsul {
     world: Arc<Mutex<World>>,
     changed: watch::Sender<()>,
 }
 
 impl FakeConsul {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let world = World {
             index: 10,
             services: BTreeMap::new(),
@@ -101,7 +104,7 @@ impl FakeConsul {
     }
 
     /// Changes what clients see: a new index, and whoever waits is woken.
-    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut World) -> R) -> R {
+    pub fn change<R>(&self, change: impl FnOnce(&mut World) -> R) -> R {
         let result = {
             let mut world = self.world();
             world.index += 1;
@@ -112,11 +115,11 @@ impl FakeConsul {
     }
 
     /// Looks, or changes something behind the clients' backs.
-    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+    pub fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap()
     }
 
-    pub(crate) fn client(&self, config: &ClientConfig) -> Client {
+    pub fn client(&self, config: &ClientConfig) -> Client {
         let fake = self.clone();
         let dial: Dial = Arc::new(move |agent| {
             let fake = fake.clone();
@@ -130,6 +133,19 @@ impl FakeConsul {
             })
         });
         Client::with_transport(config, Transport::with_dial(config, dial))
+    }
+
+    /// Serves on a port of loopback until the runtime ends.
+    pub async fn listen(&self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let fake = self.clone();
+        tokio::spawn(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                tokio::spawn(fake.clone().serve("tcp".into(), io));
+            }
+        });
+        address
     }
 
     pub(crate) async fn serve(self, host: String, io: impl Io + 'static) {
@@ -189,7 +205,7 @@ impl FakeConsul {
         if world.leaderless && !stale {
             return Script::new("No cluster leader").response(500);
         }
-        let index = if fault == Some(Fault::IndexZero) { 0 } else { world.index };
+        let before = world.index;
         let path = head.uri.path().to_owned();
         let services = world.stale_services.as_ref().filter(|_| stale).unwrap_or(&world.services);
         let (status, answer) = if let Some(name) = path.strip_prefix("/v1/health/service/") {
@@ -202,11 +218,23 @@ impl FakeConsul {
                 ),
             )
         } else if let Some(key) = path.strip_prefix("/v1/kv/") {
-            let cas = parameter("cas").map(|cas| cas.parse().unwrap());
-            answer_key(&mut world.keys, &head.method, key, cas, parameter("recurse").is_some(), body)
+            let asked = KeyRequest {
+                method: &head.method,
+                key,
+                cas: parameter("cas").map(|cas| cas.parse().unwrap()),
+                recurse: parameter("recurse").is_some(),
+                keys: parameter("keys").is_some(),
+            };
+            asked.answer(world, body)
+        } else if path == "/v1/txn" {
+            transact(world, &serde_json::from_slice::<Vec<Value>>(&body).unwrap())
         } else {
             (200, json!({"Config": {"Version": "1.20.6", "Datacenter": "dc1", "NodeName": "n1"}}))
         };
+        if world.index != before {
+            self.changed.send_replace(());
+        }
+        let index = if fault == Some(Fault::IndexZero) { 0 } else { world.index };
         let text = if status == 404 { String::new() } else { answer.to_string() };
         let mut script = Script::new(text);
         match fault {
@@ -230,40 +258,99 @@ impl FakeConsul {
     }
 }
 
-fn answer_key(
-    keys: &mut BTreeMap<String, (Bytes, u64)>,
-    method: &http::Method,
-    key: &str,
+struct KeyRequest<'a> {
+    method: &'a http::Method,
+    key: &'a str,
     cas: Option<u64>,
     recurse: bool,
-    body: Bytes,
-) -> (u16, Value) {
-    let version = keys.get(key).map_or(0, |(_, version)| *version);
-    match (method.as_str(), cas) {
-        ("PUT", Some(cas)) if cas == version => {
-            keys.insert(key.to_owned(), (body, version + 7));
-            (200, json!(true))
-        }
-        ("DELETE", Some(cas)) if cas == version => {
-            keys.remove(key);
-            (200, json!(true))
-        }
-        ("PUT" | "DELETE", _) => (200, json!(false)),
-        _ => {
-            let wanted = keys.iter().filter(|(have, _)| *have == key || recurse && have.starts_with(key));
-            let pair = |(key, (value, version)): (&String, &(Bytes, u64))| {
-                // Base64 of "{}", the only value that tests store.
-                assert_eq!(value, "{}");
-                json!({"Key": key, "Value": "e30=", "ModifyIndex": version, "Flags": 0, "LockIndex": 0})
-            };
-            let pairs: Vec<Value> = wanted.map(pair).collect();
-            (if pairs.is_empty() { 404 } else { 200 }, json!(pairs))
+    keys: bool,
+}
+
+impl KeyRequest<'_> {
+    fn answer(&self, world: &mut World, body: Bytes) -> (u16, Value) {
+        let version = world.version(self.key);
+        let holds = self.cas.is_none_or(|cas| cas == version);
+        match self.method.as_str() {
+            "PUT" | "DELETE" if !holds => (200, json!(false)),
+            "PUT" => {
+                world.put_key(self.key, body);
+                (200, json!(true))
+            }
+            "DELETE" => {
+                world.index += 1;
+                world.keys.remove(self.key);
+                (200, json!(true))
+            }
+            _ => {
+                let many = self.recurse || self.keys;
+                let wanted = world
+                    .keys
+                    .iter()
+                    .filter(|(have, _)| *have == self.key || many && have.starts_with(self.key));
+                let pairs: Vec<Value> = wanted
+                    .map(
+                        |(key, (value, version))| {
+                            if self.keys { json!(key) } else { pair(key, value, *version) }
+                        },
+                    )
+                    .collect();
+                (if pairs.is_empty() { 404 } else { 200 }, json!(pairs))
+            }
         }
     }
 }
 
+fn pair(key: &str, value: &Bytes, version: u64) -> Value {
+    json!({"Key": key, "Value": encode_base64(value), "ModifyIndex": version, "Flags": 0, "LockIndex": 0})
+}
+
+/// All or nothing, with Consul's words where a version does not hold.
+fn transact(world: &mut World, operations: &[Value]) -> (u16, Value) {
+    let field = |operation: &Value, name: &str| operation["KV"][name].clone();
+    let key = |operation: &Value| field(operation, "Key").as_str().unwrap().to_owned();
+    let verb = |operation: &Value| field(operation, "Verb").as_str().unwrap().to_owned();
+    if operations.len() > crate::MAX_TRANSACTION {
+        return (413, json!(null));
+    }
+    let stale = |(at, operation): (usize, &Value)| {
+        let checked = matches!(verb(operation).as_str(), "cas" | "delete-cas");
+        let holds = !checked || field(operation, "Index") == world.version(&key(operation));
+        let what = format!("failed to set key \"{}\", index is stale", key(operation));
+        (!holds).then(|| json!({"OpIndex": at, "What": what}))
+    };
+    let errors: Vec<Value> = operations.iter().enumerate().filter_map(stale).collect();
+    if !errors.is_empty() {
+        return (409, json!({"Results": null, "Errors": errors}));
+    }
+    world.index += 1;
+    let mut results = Vec::new();
+    for operation in operations {
+        let key = key(operation);
+        if verb(operation).starts_with("delete") {
+            world.keys.remove(&key);
+        } else {
+            let value = Bytes::from(decode_base64(field(operation, "Value").as_str().unwrap()).unwrap());
+            world.keys.insert(key.clone(), (value, world.index));
+            results.push(json!({"KV": {"Key": key, "Value": null, "ModifyIndex": world.index}}));
+        }
+    }
+    (200, json!({"Results": results, "Errors": null}))
+}
+
+impl World {
+    fn version(&self, key: &str) -> u64 {
+        self.keys.get(key).map_or(0, |(_, version)| *version)
+    }
+
+    /// Writes a key as another client would.
+    pub fn put_key(&mut self, key: &str, value: impl Into<Bytes>) {
+        self.index += 1;
+        self.keys.insert(key.to_owned(), (value.into(), self.index));
+    }
+}
+
 /// A body that can end or stop early.
-pub(crate) struct Script {
+pub struct Script {
     data: Bytes,
     sent: bool,
     cut: bool,
@@ -304,7 +391,7 @@ impl Body for Script {
 }
 
 /// An entry of a health answer, as a plain registration makes it.
-pub(crate) fn entry(service: &str, id: &str, address: &str, status: &str) -> Value {
+pub fn entry(service: &str, id: &str, address: &str, status: &str) -> Value {
     json!({
         "Node": {"Node": "node-a", "Address": "10.0.0.9", "Datacenter": "dc1", "Meta": null},
         "Service": {

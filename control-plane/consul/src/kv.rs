@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::{Client, Error, Scope, encode::key_path, transport::Answer};
+use crate::{Client, Error, Scope, encode::check_key, encode::key_path, transport::Answer};
+
+/// Operations of one transaction: Consul's own limit (64 before Consul 1.13).
+pub const MAX_TRANSACTION: usize = 128;
+/// Bytes of a transaction's request: Consul's default `limits.txn_max_req_len`.
+pub const MAX_TRANSACTION_BYTES: usize = 512 * 1024;
 
 /// A key's value and version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +21,48 @@ pub struct KvPair {
     pub value: Vec<u8>,
     /// The version, for compare-and-set.
     pub modify_index: u64,
+}
+
+/// One step of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KvOperation {
+    /// Writes a key whatever its version.
+    Set {
+        /// The whole key.
+        key: String,
+        /// What it shall hold.
+        value: Vec<u8>,
+    },
+    /// Writes a key if its version is still this one (0: if it does not exist).
+    Cas {
+        /// The whole key.
+        key: String,
+        /// What it shall hold.
+        value: Vec<u8>,
+        /// The version that was read.
+        modify_index: u64,
+    },
+    /// Deletes a key if its version is still this one.
+    DeleteCas {
+        /// The whole key.
+        key: String,
+        /// The version that was read.
+        modify_index: u64,
+    },
+    /// Deletes a key whatever its version, also one that does not exist.
+    Delete {
+        /// The whole key.
+        key: String,
+    },
+}
+
+/// What became of a transaction that Consul has judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KvOutcome {
+    /// All of it happened. The index is the new version of every key that was written (0 where none was).
+    Committed(u64),
+    /// None of it happened: a key has another version by now.
+    Conflict,
 }
 
 impl Client {
@@ -51,6 +98,94 @@ impl Client {
         query.add("cas", &modify_index.to_string());
         self.delete(key_path("/v1/kv/", key)?, query).await?.json()
     }
+
+    /// The names of all keys that begin with `prefix`, in order.
+    pub async fn kv_keys(&self, prefix: &str, scope: &Scope) -> Result<Vec<String>, Error> {
+        let mut query = self.query(scope);
+        query.flag("keys");
+        let answer = self.get_any(key_path("/v1/kv/", prefix)?, query).await?;
+        if answer.status == 404 && answer.body.is_empty() {
+            return Ok(Vec::new());
+        }
+        answer.ok()?.json()
+    }
+
+    /// All of `operations`, at most [`MAX_TRANSACTION`], or none of them.
+    pub async fn kv_txn(&self, operations: &[KvOperation], scope: &Scope) -> Result<KvOutcome, Error> {
+        let wire = operations.iter().map(WireOperation::of).collect::<Result<Vec<_>, _>>()?;
+        let body = serde_json::to_vec(&wire)
+            .map_err(|error| Error::Config(format!("a transaction of {} keys: {error}", wire.len())))?;
+        let answer = self.put_any("/v1/txn".into(), self.query(scope), body.into()).await?;
+        read_outcome(answer)
+    }
+}
+
+#[derive(Serialize)]
+struct WireOperation<'a> {
+    #[serde(rename = "KV")]
+    kv: WireKv<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct WireKv<'a> {
+    verb: &'static str,
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+}
+
+impl<'a> WireOperation<'a> {
+    fn of(operation: &'a KvOperation) -> Result<Self, Error> {
+        let (verb, key, value, index) = match operation {
+            KvOperation::Set { key, value } => ("set", key, Some(value), None),
+            KvOperation::Cas { key, value, modify_index } => ("cas", key, Some(value), Some(*modify_index)),
+            KvOperation::DeleteCas { key, modify_index } => ("delete-cas", key, None, Some(*modify_index)),
+            KvOperation::Delete { key } => ("delete", key, None, None),
+        };
+        check_key(key)?;
+        Ok(Self { kv: WireKv { verb, key, value: value.map(|value| encode_base64(value)), index } })
+    }
+}
+
+/// A transaction that was rolled back is a 409 for whatever reason; only a version that moved is a conflict.
+fn read_outcome(answer: Answer) -> Result<KvOutcome, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Wire {
+        #[serde(default)]
+        results: Option<Vec<WireResult>>,
+        #[serde(default)]
+        errors: Option<Vec<WireError>>,
+    }
+    #[derive(Deserialize)]
+    struct WireResult {
+        #[serde(rename = "KV", default)]
+        kv: Option<WireWritten>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct WireWritten {
+        modify_index: u64,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct WireError {
+        #[serde(default)]
+        what: String,
+    }
+    if answer.status == 409 {
+        let errors = answer.json::<Wire>().ok().and_then(|wire| wire.errors).unwrap_or_default();
+        if !errors.is_empty() && errors.iter().all(|error| error.what.contains("index is stale")) {
+            return Ok(KvOutcome::Conflict);
+        }
+    }
+    let answer = answer.ok()?;
+    let results = answer.json::<Wire>()?.results.unwrap_or_default();
+    let written = results.into_iter().filter_map(|result| result.kv).map(|kv| kv.modify_index).max();
+    Ok(KvOutcome::Committed(written.unwrap_or(0)))
 }
 
 pub(crate) fn parse_pairs(answer: Answer) -> Result<BTreeMap<String, KvPair>, Error> {
@@ -80,7 +215,7 @@ pub(crate) fn parse_pairs(answer: Answer) -> Result<BTreeMap<String, KvPair>, Er
 }
 
 /// Standard alphabet with padding (RFC 4648, section 4), which is what Go's JSON makes of bytes.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let text = text.as_bytes();
     if !text.len().is_multiple_of(4) {
         return None;
@@ -110,9 +245,32 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// The inverse of [`decode_base64`].
+pub(crate) fn encode_base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let bits = (0..3).fold(0_u32, |bits, at| bits << 8 | u32::from(chunk.get(at).copied().unwrap_or(0)));
+        for at in 0..4 {
+            let six = (bits >> (18 - 6 * at) & 63) as usize;
+            out.push(if at <= chunk.len() { char::from(ALPHABET[six]) } else { '=' });
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
-    use super::decode_base64;
+    use proptest::prelude::*;
+
+    use super::{decode_base64, encode_base64};
+
+    proptest! {
+        #[test]
+        fn base64_comes_back(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            prop_assert_eq!(decode_base64(&encode_base64(&bytes)), Some(bytes));
+        }
+    }
 
     #[test]
     fn base64_of_rfc_4648() {
@@ -127,6 +285,7 @@ mod tests {
             ("+/+/", &[0xfb, 0xff, 0xbf]),
         ] {
             assert_eq!(decode_base64(text).unwrap(), want, "{text}");
+            assert_eq!(encode_base64(want), text);
         }
         for text in ["Z", "Zg=", "Zg===", "====", "Z=g=", "Zm9v\n"] {
             assert!(decode_base64(text).is_none(), "{text}");

@@ -27,12 +27,12 @@ mod pace;
 mod transport;
 mod watch;
 
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 
 pub use client::{AgentSelf, Check, Client, Registration, ServiceNames};
 pub use config::{AgentAddress, ClientConfig, Resolve, Scope, Secret, Tls, Token};
 pub use error::{Call, Error};
 pub use health::{Health, HealthQuery, Instance, InstanceId, Instances, Normalised, Skip};
-pub use kv::KvPair;
+pub use kv::{KvOperation, KvOutcome, KvPair, MAX_TRANSACTION, MAX_TRANSACTION_BYTES};
 pub use watch::{Reason, State, Status, Watch};

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::{
-    ClientConfig, Instances, Token,
+    ClientConfig, Instances, KvOperation, KvOutcome, Token,
     fake::{FakeConsul, Fault, entry},
 };
 
@@ -411,16 +411,52 @@ async fn keys_are_read_written_and_watched() {
     assert_eq!(client.kv_get("outrigger/a", &scope).await.unwrap(), None);
     assert!(client.kv_put_cas("outrigger/a", b"{}".to_vec(), 0, &scope).await.unwrap());
     assert!(!client.kv_put_cas("outrigger/a", b"{}".to_vec(), 0, &scope).await.unwrap());
-    fake.change(|_| ());
     within(1, states.wait_for(|state| state.value.as_ref().unwrap().contains_key("outrigger/a")))
         .await
         .unwrap();
     let pair = client.kv_get("outrigger/a", &scope).await.unwrap().unwrap();
-    assert_eq!((pair.value.as_slice(), pair.modify_index), (&b"{}"[..], 7));
+    let version = pair.modify_index;
+    assert_eq!(pair.value.as_slice(), b"{}");
     assert_eq!(client.kv_list("outrigger/", &scope).await.unwrap().len(), 1);
-    assert!(!client.kv_delete_cas("outrigger/a", 6, &scope).await.unwrap());
-    assert!(client.kv_delete_cas("outrigger/a", 7, &scope).await.unwrap());
+    assert_eq!(client.kv_keys("outrigger/", &scope).await.unwrap(), ["outrigger/a"]);
+    assert!(client.kv_keys("nothing/", &scope).await.unwrap().is_empty());
+    assert!(!client.kv_delete_cas("outrigger/a", version - 1, &scope).await.unwrap());
+    assert!(client.kv_delete_cas("outrigger/a", version, &scope).await.unwrap());
     assert_eq!(client.kv_get("outrigger/a", &scope).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_is_all_or_nothing_and_a_refusal_is_no_conflict() {
+    let fake = FakeConsul::new();
+    let client = fake.client(&config());
+    let scope = Scope::default();
+    let cas = |key: &str, modify_index| KvOperation::Cas {
+        key: key.into(),
+        value: key.as_bytes().to_vec(),
+        modify_index,
+    };
+    let both = [cas("o/a", 0), KvOperation::Set { key: "o/b".into(), value: vec![0xff, 0, 1] }];
+    let KvOutcome::Committed(index) = client.kv_txn(&both, &scope).await.unwrap() else { panic!() };
+    let held = client.kv_list("o/", &scope).await.unwrap();
+    assert_eq!((held["o/a"].modify_index, held["o/b"].modify_index), (index, index));
+    assert_eq!(held["o/b"].value, [0xff, 0, 1]);
+
+    let stale = [KvOperation::Delete { key: "o/b".into() }, cas("o/a", index - 1)];
+    assert_eq!(client.kv_txn(&stale, &scope).await.unwrap(), KvOutcome::Conflict);
+    assert_eq!(client.kv_list("o/", &scope).await.unwrap(), held, "nothing of it happened");
+
+    let delete = [KvOperation::DeleteCas { key: "o/a".into(), modify_index: index }];
+    assert!(matches!(client.kv_txn(&delete, &scope).await.unwrap(), KvOutcome::Committed(0)));
+    assert_eq!(client.kv_keys("o/", &scope).await.unwrap(), ["o/b"]);
+
+    // Consul answers a right that is missing with the same status.
+    let refusal =
+        r#"{"Results":null,"Errors":[{"OpIndex":0,"What":"Permission denied: token lacks key:write"}]}"#;
+    fake.world().faults.push_back(Fault::Status(409, refusal));
+    let error = client.kv_txn(&delete, &scope).await.unwrap_err();
+    assert!(error.status() == Some(409) && error.to_string().contains("Permission denied"), "{error}");
+    let climbing = [KvOperation::Delete { key: "o/../b".into() }];
+    assert!(matches!(client.kv_txn(&climbing, &scope).await, Err(Error::Argument { .. })));
 }
 
 #[tokio::test(start_paused = true)]
