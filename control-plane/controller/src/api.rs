@@ -1,7 +1,7 @@
 //! The API for people and the CLI, and the port for monitoring.
 //!
 //! The API is plain HTTP on loopback only, and every request bears the admin token, which lies in the data directory
-//! for its owner's eyes: other users of the host can connect to loopback too.
+//! for its owner's eyes: other users of the host can connect to loopback too. Only the API's own description needs none.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,23 +11,28 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use aws_lc_rs::{constant_time, digest, rand};
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use outrigger_policy::Fault;
 use prometheus_client::registry::Registry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::mesh::Mesh;
+use crate::policies::writer::Writer;
 use crate::push::Proxies;
 use crate::sources::{ServiceKey, Sync};
 use crate::store::Store;
 use crate::tokens::{NewToken, NewTokenError, Tokens, hex};
+
+mod openapi;
+mod policies;
 
 /// After this long the controller is ready without a source that cannot be read: workloads need their certificates
 /// renewed, and are told of the other sources, while Consul is down.
@@ -48,6 +53,8 @@ pub(crate) struct Api {
     pub(crate) proxies: Arc<Proxies>,
     /// Join tokens.
     pub(crate) tokens: Arc<Tokens>,
+    /// Policies.
+    pub(crate) writer: Arc<Writer>,
     /// What is kept.
     pub(crate) store: Arc<Store>,
     /// SHA-256 of the admin token.
@@ -108,7 +115,19 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/api/v1/services", get(services))
         .route("/api/v1/proxies", get(proxies))
         .route("/api/v1/sources", get(sources))
+        .route("/api/v1/endpoints", get(endpoints))
+        .route("/api/v1/catalog", get(policies::catalog))
+        .route("/api/v1/schemas", get(|| std::future::ready(Json(openapi::schemas()))))
+        .route("/api/v1/policies", get(policies::list))
+        .route(
+            "/api/v1/policies/apply",
+            post(policies::apply).layer(DefaultBodyLimit::max(policies::MAX_APPLY)),
+        )
+        .route("/api/v1/policies/{kind}/{namespace}/{name}", get(policies::one).delete(policies::delete))
+        .route("/api/v1/policies/{kind}/{namespace}/{name}/history", get(policies::history))
+        .route("/api/v1/policies/{kind}/{namespace}/{name}/rollback", post(policies::rollback))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), authorize))
+        .route("/api/v1/openapi.json", get(|| std::future::ready(Json(openapi::document()))))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)
 }
@@ -154,7 +173,7 @@ async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) ->
     }
     let text =
         "every request needs `Authorization: Bearer <token>`, with the token of <data_dir>/admin-token";
-    failed(StatusCode::UNAUTHORIZED, text)
+    failed(Code::Unauthorized, text)
 }
 
 async fn list_tokens(State(api): State<Arc<Api>>) -> Response {
@@ -167,19 +186,19 @@ async fn create_token(
 ) -> Response {
     let new = match request {
         Ok(Json(new)) => new,
-        Err(error) => return failed(StatusCode::BAD_REQUEST, &error.body_text()),
+        Err(error) => return failed(Code::BadRequest, &error.body_text()),
     };
     match api.tokens.create(new, SystemTime::now()).await {
         Ok((info, text)) => {
             (StatusCode::CREATED, Json(json!({ "token": text, "info": info }))).into_response()
         }
         Err(error) => {
-            let status = match &error {
-                NewTokenError::Invalid(_) => StatusCode::BAD_REQUEST,
-                NewTokenError::Full => StatusCode::INSUFFICIENT_STORAGE,
-                NewTokenError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            let code = match &error {
+                NewTokenError::Invalid(_) => Code::BadRequest,
+                NewTokenError::Full => Code::Full,
+                NewTokenError::Store(_) => Code::StoreUnavailable,
             };
-            failed(status, &error.to_string())
+            failed(code, &error.to_string())
         }
     }
 }
@@ -190,13 +209,13 @@ async fn revoke_token(
 ) -> Response {
     match api.tokens.revoke(&id).await {
         Ok(true) => StatusCode::NO_CONTENT.into_response(),
-        Ok(false) => failed(StatusCode::NOT_FOUND, "there is no such token"),
+        Ok(false) => failed(Code::NotFound, "there is no such token"),
         Err(error) => {
             let text = format!(
                 "the token is revoked from now on, but the disk does not know yet, and a restart of the controller before \
                  it does would bring the token back: {error}"
             );
-            failed(StatusCode::SERVICE_UNAVAILABLE, &text)
+            failed(Code::StoreUnavailable, &text)
         }
     }
 }
@@ -204,6 +223,36 @@ async fn revoke_token(
 async fn services(State(api): State<Arc<Api>>) -> Response {
     let services: Vec<Value> = api.mesh.services().iter().map(service_view).collect();
     Json(json!({ "services": services })).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfService {
+    service: Option<String>,
+}
+
+async fn endpoints(State(api): State<Arc<Api>>, query: Result<Query<OfService>, QueryRejection>) -> Response {
+    let Query(OfService { service: wanted }) = match query {
+        Ok(query) => query,
+        Err(error) => return failed(Code::BadRequest, &error.body_text()),
+    };
+    let wanted = match wanted.filter(|name| !name.is_empty()).map(|name| ServiceKey::parse(&name)).transpose()
+    {
+        Ok(wanted) => wanted,
+        Err(error) => return failed(Code::BadRequest, &error.to_string()),
+    };
+    let mut items = Vec::new();
+    for service in api.mesh.services() {
+        let name = format!("{}.{}", service.name, service.namespace);
+        if wanted.as_ref().is_none_or(|wanted| wanted.as_str() == name) {
+            let of_service = service
+                .endpoints
+                .iter()
+                .map(|endpoint| OfEndpoints { service: name.clone(), endpoint: endpoint_view(endpoint) });
+            items.extend(of_service.filter_map(|item| serde_json::to_value(item).ok()));
+        }
+    }
+    Json(json!({ "items": items })).into_response()
 }
 
 async fn proxies(State(api): State<Arc<Api>>) -> Response {
@@ -215,11 +264,7 @@ async fn sources(State(api): State<Arc<Api>>) -> Response {
     let sources: Vec<Value> = sources
         .iter()
         .map(|source| {
-            let (state, since, reason) = match &source.snapshot.sync {
-                Sync::Never => ("never-synced", None, None),
-                Sync::Synced => ("synced", None, None),
-                Sync::Degraded { since, reason } => ("degraded", Some(unix(*since)), Some(reason)),
-            };
+            let (state, since, reason) = sync_view(&source.snapshot.sync);
             let faults = source.snapshot.faults.iter().chain(&source.refused);
             let faults: Vec<Value> =
                 faults.map(|fault| json!({ "subject": fault.subject, "reason": fault.reason })).collect();
@@ -241,13 +286,37 @@ async fn sources(State(api): State<Arc<Api>>) -> Response {
         })
         .collect();
     let failing = api.store.failing();
+    let picture = api.writer.picture();
+    let (state, since, reason) = sync_view(&picture.sync);
+    let faults: Vec<Value> = picture
+        .faults
+        .iter()
+        .map(|fault| json!({ "subject": fault.subject, "reason": fault.reason }))
+        .collect();
+    let policies = json!({
+        "state": state,
+        "since": since,
+        "reason": reason,
+        "revision": picture.revision,
+        "policies": picture.policies.len(),
+        "faults": faults,
+    });
     let store = json!({
         "writable": failing.is_none(),
         "since": failing.as_ref().map(|failing| unix(failing.since)),
         "reason": failing.as_ref().map(|failing| &failing.reason),
         "waiting": api.store.waiting(),
     });
-    Json(json!({ "sources": sources, "shared_addresses": shared, "store": store })).into_response()
+    Json(json!({ "sources": sources, "shared_addresses": shared, "store": store, "policies": policies }))
+        .into_response()
+}
+
+fn sync_view(sync: &Sync) -> (&'static str, Option<u64>, Option<&str>) {
+    match sync {
+        Sync::Never => ("never-synced", None, None),
+        Sync::Synced => ("synced", None, None),
+        Sync::Degraded { since, reason } => ("degraded", Some(unix(*since)), Some(reason)),
+    }
 }
 
 fn service_view(service: &outrigger_api::v1::Service) -> Value {
@@ -257,24 +326,7 @@ fn service_view(service: &outrigger_api::v1::Service) -> Value {
         .iter()
         .map(|port| json!({ "port": port.port, "name": port.name, "protocol": protocol(port.protocol()) }))
         .collect();
-    let endpoints: Vec<EndpointView> = service
-        .endpoints
-        .iter()
-        .map(|endpoint| {
-            let locality = endpoint.locality.clone().unwrap_or_default();
-            EndpointView {
-                id: &endpoint.id,
-                address: &endpoint.address,
-                ports: endpoint.ports.iter().map(|(port, target)| (*port, *target)).collect(),
-                weight: endpoint.weight,
-                health: endpoint.health().as_str_name(),
-                identity: &endpoint.identity,
-                meshed: !endpoint.identity.is_empty(),
-                region: locality.region,
-                zone: locality.zone,
-            }
-        })
-        .collect();
+    let endpoints: Vec<EndpointView<'_>> = service.endpoints.iter().map(endpoint_view).collect();
     json!({
         "name": service.name,
         "namespace": service.namespace,
@@ -282,6 +334,28 @@ fn service_view(service: &outrigger_api::v1::Service) -> Value {
         "ports": ports,
         "endpoints": endpoints,
     })
+}
+
+fn endpoint_view(endpoint: &outrigger_api::v1::Endpoint) -> EndpointView<'_> {
+    let locality = endpoint.locality.clone().unwrap_or_default();
+    EndpointView {
+        id: &endpoint.id,
+        address: &endpoint.address,
+        ports: endpoint.ports.iter().map(|(port, target)| (*port, *target)).collect(),
+        weight: endpoint.weight,
+        health: endpoint.health().as_str_name(),
+        identity: &endpoint.identity,
+        meshed: !endpoint.identity.is_empty(),
+        region: locality.region,
+        zone: locality.zone,
+    }
+}
+
+#[derive(Serialize)]
+struct OfEndpoints<'a> {
+    service: String,
+    #[serde(flatten)]
+    endpoint: EndpointView<'a>,
 }
 
 #[derive(Serialize)]
@@ -297,8 +371,54 @@ struct EndpointView<'a> {
     zone: String,
 }
 
-fn failed(status: StatusCode, text: &str) -> Response {
-    (status, Json(json!({ "error": text }))).into_response()
+/// What kind of failure, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Code {
+    BadRequest,
+    Unauthorized,
+    NotFound,
+    Conflict,
+    TooLarge,
+    Invalid,
+    StoreUnavailable,
+    Full,
+}
+
+impl Code {
+    fn name(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::TooLarge => "too_large",
+            Self::Invalid => "invalid",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::Full => "full",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+}
+
+fn failed(code: Code, text: &str) -> Response {
+    failed_with(code, text, &[])
+}
+
+fn failed_with(code: Code, text: &str, faults: &[Fault]) -> Response {
+    let error = json!({ "code": code.name(), "message": text, "faults": faults });
+    (code.status(), Json(json!({ "error": error }))).into_response()
 }
 
 fn unix(time: SystemTime) -> u64 {

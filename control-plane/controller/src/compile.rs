@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use outrigger_api::{type_url, v1};
+use outrigger_policy::Key;
 use prost::Message;
 
 use crate::catalog::Service;
 use crate::claims::Claim;
 use crate::sources::Instance;
 use crate::tokens::hex;
+
+pub(crate) mod origins;
 
 /// Bytes of the hash in a version: 96 bits, which no two contents share by accident.
 const VERSION_BYTES: usize = 12;
@@ -67,6 +70,8 @@ pub(crate) struct Compiled {
     pub(crate) version: Arc<str>,
     /// The message in its envelope.
     pub(crate) any: prost_types::Any,
+    /// The policies that said something in it, in order.
+    pub(crate) origins: Arc<[Key]>,
 }
 
 impl Compiled {
@@ -81,7 +86,13 @@ impl Compiled {
     fn with_hash(kind: Kind, value: Vec<u8>, hash: Context) -> Self {
         let digest = hash.finish();
         let version = hex(&digest.as_ref()[..VERSION_BYTES]).into();
-        Self { version, any: prost_types::Any { type_url: kind.type_url().to_owned(), value } }
+        let any = prost_types::Any { type_url: kind.type_url().to_owned(), value };
+        Self { version, any, origins: Arc::from([]) }
+    }
+
+    /// The same, said by these policies.
+    pub(crate) fn by(self, origins: std::collections::BTreeSet<Key>) -> Self {
+        Self { origins: origins.into_iter().collect(), ..self }
     }
 }
 
@@ -125,6 +136,7 @@ pub(crate) fn drop_strangers(message: &mut v1::Service, meshed: bool) {
 
 /// The same, ready to be sent.
 pub(crate) fn service(mut message: v1::Service) -> Compiled {
+    let origins = origins::of_service(&message);
     // `Endpoint.ports` is a map, whose entries prost writes in no fixed order: they go into the hash by themselves.
     let ports: Vec<_> =
         message.endpoints.iter_mut().map(|endpoint| std::mem::take(&mut endpoint.ports)).collect();
@@ -140,7 +152,7 @@ pub(crate) fn service(mut message: v1::Service) -> Compiled {
         hash.update(b"endpoint");
         endpoint.ports = ports;
     }
-    Compiled::with_hash(Kind::Service, message.encode_to_vec(), hash)
+    Compiled::with_hash(Kind::Service, message.encode_to_vec(), hash).by(origins)
 }
 
 /// Where an address or a name leads.

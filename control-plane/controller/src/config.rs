@@ -41,8 +41,10 @@ pub struct Config {
     /// Addresses that belong to the mesh: inside them an address that cannot be resolved is refused, never passed.
     #[schemars(with = "Vec<String>")]
     pub mesh_cidrs: Vec<IpNet>,
-    /// What proxies do with connections that leave the mesh.
+    /// What proxies do with connections that leave the mesh, until a `MeshDefaults` says otherwise, as of the next two.
     pub outbound: Outbound,
+    /// What becomes of requests to workloads that no `AccessPolicy` is about.
+    pub inbound: Inbound,
     /// Whether workloads take plaintext beside mutual TLS.
     pub mtls: Mtls,
     /// Take endpoints on loopback addresses: for demonstrations and tests on one host.
@@ -63,6 +65,8 @@ pub struct Config {
     pub file: sources::file::Config,
     /// Services from Consul.
     pub consul: sources::consul::Config,
+    /// Where policies are kept.
+    pub policies: Policies,
 }
 
 impl Default for Config {
@@ -77,6 +81,7 @@ impl Default for Config {
             log: Log::default(),
             mesh_cidrs: Vec::new(),
             outbound: Outbound::Allow,
+            inbound: Inbound::Allow,
             mtls: Mtls::Strict,
             allow_loopback_endpoints: false,
             leaf_life: Span(Duration::from_hours(24)),
@@ -87,8 +92,29 @@ impl Default for Config {
             ca: Ca::default(),
             file: sources::file::Config::default(),
             consul: sources::consul::Config::default(),
+            policies: Policies::default(),
         }
     }
+}
+
+/// Where policies are kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policies {
+    /// The store.
+    pub store: PolicyStore,
+}
+
+/// A store of policies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyStore {
+    /// The controller's own file in `data_dir`.
+    #[default]
+    Embedded,
+    /// Consul's key-value store under `outrigger/`, by the settings of `consul`. The token needs
+    /// `key_prefix "outrigger/" { policy = "write" }`.
+    Consul,
 }
 
 /// Logging.
@@ -125,6 +151,17 @@ pub enum Outbound {
     /// Pass and log them.
     Audit,
     /// Refuse them.
+    Deny,
+}
+
+/// What becomes of requests to workloads that no `AccessPolicy` is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Inbound {
+    /// They pass.
+    Allow,
+    /// They pass and are logged.
+    Audit,
+    /// They are refused.
     Deny,
 }
 
@@ -303,6 +340,9 @@ impl Config {
             if let Err(error) = address.parse::<outrigger_consul::AgentAddress>() {
                 faults.push(format!("consul.addresses[{index}]: {error}"));
             }
+        }
+        if self.policies.store == PolicyStore::Consul && self.consul.addresses.is_empty() {
+            faults.push("policies.store: `consul` needs consul.addresses".to_owned());
         }
         if self.consul.cert_file.is_some() != self.consul.key_file.is_some() {
             faults.push("consul: cert_file and key_file belong together".to_owned());

@@ -10,18 +10,24 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use aws_lc_rs::digest;
-use outrigger_api::v1;
 use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, TrustDomain, renew_at, retry_delay};
+use outrigger_policy::catalog::Defaults;
+use outrigger_policy::kinds;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::announce::Announce;
 use crate::api::{self, AdminToken, Api};
 use crate::attest::JoinTokens;
-use crate::config::{Config, Mtls, Outbound};
+use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
 use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
+use crate::policies::consul::ConsulStore;
+use crate::policies::embedded::Embedded;
+use crate::policies::writer::Writer;
+use crate::policies::{PolicyStore, resolver};
 use crate::push::{Ads, Proxies};
 use crate::server::{self, Services};
 use crate::sign::{Sign, SignLimits};
@@ -76,10 +82,17 @@ impl Controller {
             .context("cannot issue the controller's own certificate")?;
 
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
-        let sources = start_sources(config, &stop)?;
+        let policies = open_policies(config, &store)?;
+        let (resolutions, resolved) = watch::channel(None);
+        let mut sources = start_sources(config, &stop)?;
         if sources.is_empty() {
             tracing::warn!("no source is configured: the catalog stays empty");
         }
+        sources.push(sources::policy::spawn(
+            resolved.clone(),
+            sources::policy::system_lookup(),
+            stop.clone(),
+        ));
         let mesh = Arc::new(Mesh::load(
             settings(config),
             sources.iter().map(|source| Arc::clone(&source.name)),
@@ -94,6 +107,9 @@ impl Controller {
         for (index, source) in sources.into_iter().enumerate() {
             tasks.spawn(follow(index, source, Arc::clone(&mesh), stop.clone()));
         }
+        let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions);
+        tasks.spawn(until(stop.clone(), resolving));
+        let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
         let own = keep_renewed(
             Arc::clone(&ca),
             identity.clone(),
@@ -130,8 +146,14 @@ impl Controller {
         let serving =
             server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
         tasks.spawn(ended("discovery", serving));
-        let api =
-            Arc::new(Api { mesh: Arc::clone(&mesh), proxies, tokens, store: Arc::clone(&store), admin });
+        let api = Arc::new(Api {
+            mesh: Arc::clone(&mesh),
+            proxies,
+            tokens,
+            writer,
+            store: Arc::clone(&store),
+            admin,
+        });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, store, registry);
         tasks.spawn(until(stop.clone(), ended("monitoring", serve_http(metrics_listener, monitoring))));
@@ -154,17 +176,32 @@ impl Controller {
 fn settings(config: &Config) -> Settings {
     Settings {
         cidrs: config.mesh_cidrs.iter().map(ToString::to_string).collect(),
-        outbound: match config.outbound {
-            Outbound::Allow => v1::mesh::OutboundDefault::Allow,
-            Outbound::Audit => v1::mesh::OutboundDefault::Audit,
-            Outbound::Deny => v1::mesh::OutboundDefault::Deny,
-        },
-        inbound: match config.mtls {
-            Mtls::Strict => v1::inbound::Mode::Strict,
-            Mtls::Permissive => v1::inbound::Mode::Permissive,
+        mesh_namespace: config.mesh_namespace.clone(),
+        defaults: Defaults {
+            mtls: match config.mtls {
+                Mtls::Strict => kinds::Mtls::Strict,
+                Mtls::Permissive => kinds::Mtls::Permissive,
+            },
+            inbound: match config.inbound {
+                Inbound::Allow => kinds::DefaultAction::Allow,
+                Inbound::Audit => kinds::DefaultAction::Audit,
+                Inbound::Deny => kinds::DefaultAction::Deny,
+            },
+            outbound: match config.outbound {
+                Outbound::Allow => kinds::DefaultAction::Allow,
+                Outbound::Audit => kinds::DefaultAction::Audit,
+                Outbound::Deny => kinds::DefaultAction::Deny,
+            },
         },
         allow_loopback: config.allow_loopback_endpoints,
     }
+}
+
+fn open_policies(config: &Config, store: &Arc<Store>) -> anyhow::Result<Arc<dyn PolicyStore>> {
+    Ok(match config.policies.store {
+        StoreKind::Embedded => Arc::new(Embedded::load(Arc::clone(store))?),
+        StoreKind::Consul => Arc::new(ConsulStore::start(config.consul.client()?)?),
+    })
 }
 
 fn start_sources(config: &Config, stop: &CancellationToken) -> anyhow::Result<Vec<Source>> {

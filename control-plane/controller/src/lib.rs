@@ -2,8 +2,8 @@
 //!
 //! The modules are the steps that data takes. What proxies are told: [`sources`] -> `catalog` (with `addresses` and
 //! `claims`, all behind the one lock of `mesh`) -> `compile` -> `push`. How a workload gets its certificate:
-//! `attest` (with `tokens`) -> `sign`. What it says of itself: `announce`. What must outlive a restart:
-//! `store`. The ports are `server` for sidecars and `api` for people; [`controller`] starts it all from
+//! `attest` (with `tokens`) -> `sign`. What it says of itself: `announce`. What people want of the mesh: `policies`,
+//! which resolves it into what `mesh` tells. What must outlive a restart: `store`. The ports are `server` for sidecars and `api` for people; [`controller`] starts it all from
 //! [`config`].
 //!
 //! Two rules hold throughout: last good wins (what a source cannot say now is not gone), and absence is told only when
@@ -21,6 +21,7 @@ pub mod config;
 pub mod controller;
 mod mesh;
 mod metrics;
+mod policies;
 mod push;
 mod server;
 mod sign;

@@ -11,26 +11,32 @@ use std::time::SystemTime;
 
 use outrigger_api::{MESH_NAME, TRUST_BUNDLE_NAME, v1};
 use outrigger_certs::{SpiffeId, TrustBundle};
+use outrigger_policy::catalog::Defaults;
+use tokio::sync::Notify;
 
-use crate::addresses::{Addresses, VIRTUAL_RANGES};
+use crate::addresses::Addresses;
 use crate::catalog::{Catalog, Changed, Key, MESH_SUFFIX, Service, SourceView};
 use crate::claims::{Claim, Claims, MAX_CLAIMS, StreamId};
-use crate::compile::{self, Compiled, Kind};
+use crate::compile::{self, Compiled, Kind, origins};
 use crate::metrics::Metrics;
 use crate::push::Fanout;
 use crate::sources::{Instance, ServiceKey, Snapshot};
 use crate::store::{Change, Store, StoreError, Table};
 use crate::tokens::{NotGranted, Tokens};
 
+mod in_force;
+
+use in_force::InForce;
+
 /// The mesh's own settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Addresses that belong to the mesh.
     pub(crate) cidrs: Vec<String>,
-    /// What proxies do with addresses outside.
-    pub(crate) outbound: v1::mesh::OutboundDefault,
-    /// Whether workloads take plaintext.
-    pub(crate) inbound: v1::inbound::Mode,
+    /// The mesh's own namespace.
+    pub(crate) mesh_namespace: String,
+    /// What holds until a policy says otherwise.
+    pub(crate) defaults: Defaults,
     /// Whether endpoints may be on loopback.
     pub(crate) allow_loopback: bool,
 }
@@ -77,6 +83,9 @@ pub(crate) struct Mesh {
     tokens: Arc<Tokens>,
     metrics: Arc<Metrics>,
     fanout: Fanout,
+    /// Something that policies are about has changed.
+    catalog_changed: Notify,
+    trust_domain: String,
     state: Mutex<State>,
 }
 
@@ -85,10 +94,8 @@ struct State {
     catalog: Catalog,
     claims: Claims,
     addresses: Addresses,
-    mesh: Arc<Compiled>,
     bundle: Arc<Compiled>,
-    /// Workloads take mutual TLS only. Where they take plaintext too, as in a migration, strangers stay endpoints.
-    strict: bool,
+    in_force: InForce,
     /// Compiled services, until they change. Only of services that somebody asked for.
     compiled: HashMap<ServiceKey, Arc<Compiled>>,
     /// What was last said to the announcing stream of a connection.
@@ -105,24 +112,25 @@ impl Mesh {
         tokens: Arc<Tokens>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
-        let mesh = v1::Mesh {
-            trust_domain: bundle.trust_domain().to_string(),
-            cidrs: settings.cidrs.clone(),
-            virtual_cidrs: VIRTUAL_RANGES.map(str::to_owned).to_vec(),
-            outbound: settings.outbound.into(),
-        };
         let state = State {
             catalog: Catalog::new(sources, settings.allow_loopback),
             claims: Claims::load(store.load(Table::Claims)?, &store.load(Table::Meshed)?),
             addresses: Addresses::load(store.load(Table::Addresses)?),
-            mesh: Arc::new(Compiled::new(Kind::Mesh, &mesh)),
             bundle: Arc::new(Compiled::new(Kind::TrustBundle, &bundle_message(bundle))),
-            strict: settings.inbound == v1::inbound::Mode::Strict,
+            in_force: InForce::default(),
             compiled: HashMap::new(),
             announced: HashMap::new(),
         };
-        let state = Mutex::new(state);
-        Ok(Self { settings, store, tokens, metrics, fanout: Fanout::default(), state })
+        Ok(Self {
+            settings,
+            store,
+            tokens,
+            metrics,
+            fanout: Fanout::default(),
+            catalog_changed: Notify::new(),
+            trust_domain: bundle.trust_domain().to_string(),
+            state: Mutex::new(state),
+        })
     }
 
     /// Who must be told of changes.
@@ -141,6 +149,9 @@ impl Mesh {
             (changed, state.catalog.synced())
         };
         self.metrics.synced.set(synced.into());
+        if !changed.services.is_empty() {
+            self.catalog_changed.notify_one();
+        }
         if changed.became_synced {
             tracing::info!("every source is synced");
             self.fanout.touch_all();
@@ -152,30 +163,41 @@ impl Mesh {
     pub(crate) fn answer(&self, kind: Kind, name: &str, viewer: &Viewer, now: SystemTime) -> Answer {
         let mut state = self.state();
         let found = match kind {
-            Kind::Mesh => (name == MESH_NAME).then(|| Arc::clone(&state.mesh)),
+            Kind::Mesh if name != MESH_NAME => None,
+            Kind::Mesh => {
+                match state.in_force.mesh(viewer.identity.namespace(), &self.trust_domain, &self.settings) {
+                    Some(mesh) => Some(Arc::new(mesh)),
+                    None => return Answer::Silent,
+                }
+            }
             Kind::TrustBundle => (name == TRUST_BUNDLE_NAME).then(|| Arc::clone(&state.bundle)),
             Kind::Inbound => {
                 if name != viewer.identity.as_str() {
                     return Answer::Absent;
                 }
-                let claims = state.announced(viewer.connection);
-                let inbound =
-                    v1::Inbound { mode: self.settings.inbound.into(), claims, ..v1::Inbound::default() };
-                Some(Arc::new(Compiled::new(kind, &inbound)))
+                // Never with less policy than there is: until the policies are known a proxy keeps what it has.
+                let Some(mut inbound) = state.inbound(viewer) else { return Answer::Silent };
+                inbound.claims = state.announced(viewer.connection);
+                let mut origins = origins::of_inbound(&inbound);
+                origins.extend(
+                    state.in_force.defaults_of(viewer.identity.namespace(), &self.settings.mesh_namespace),
+                );
+                Some(Arc::new(Compiled::new(kind, &inbound).by(origins)))
             }
-            Kind::Service => ServiceKey::parse(name).ok().and_then(|key| state.service(&key)),
+            Kind::Service => {
+                let Ok(key) = ServiceKey::parse(name) else { return state.nothing(kind) };
+                // The same: a service is told with its policies.
+                if !state.in_force.knows_or_absent(&key, state.catalog.service(&key).is_some()) {
+                    return Answer::Silent;
+                }
+                state.service(&key)
+            }
             Kind::Destination => match name.parse::<SocketAddr>() {
                 Ok(address) => state.dialled(address),
                 Err(_) => state.named(name, now, &self.store),
             },
         };
-        match found {
-            Some(compiled) => Answer::Found(compiled),
-            None if state.catalog.synced() || !matches!(kind, Kind::Service | Kind::Destination) => {
-                Answer::Absent
-            }
-            None => Answer::Silent,
-        }
+        found.map_or_else(|| state.nothing(kind), Answer::Found)
     }
 
     /// Judges an announcement, which replaces what the stream announced before.
@@ -217,7 +239,11 @@ impl Mesh {
             let keep = outcomes.iter().filter_map(|outcome| outcome.verdict.clone().ok()).collect();
             let gone = state.claims.release(stream, &keep);
             state.prune(gone.into_iter().map(|(service, _)| service), &mut changes);
+            if !changes.is_empty() {
+                self.catalog_changed.notify_one();
+            }
             state.announced.insert(viewer.connection, outcomes.clone());
+            state.in_force.forget_inbound(viewer.connection);
             submit(&self.store, changes);
             outcomes
         };
@@ -233,6 +259,10 @@ impl Mesh {
             let mut changes = Vec::new();
             state.prune(gone.into_iter().map(|(service, _)| service), &mut changes);
             state.announced.remove(&viewer.connection);
+            state.in_force.forget_inbound(viewer.connection);
+            if !changes.is_empty() {
+                self.catalog_changed.notify_one();
+            }
             submit(&self.store, changes);
         }
         self.fanout.touch(&[Key::Connection(viewer.connection)].into());
@@ -375,12 +405,24 @@ impl State {
         }
     }
 
+    /// The answer where nothing was found.
+    fn nothing(&self, kind: Kind) -> Answer {
+        if self.catalog.synced() || !matches!(kind, Kind::Service | Kind::Destination) {
+            Answer::Absent
+        } else {
+            Answer::Silent
+        }
+    }
+
     fn service(&mut self, key: &ServiceKey) -> Option<Arc<Compiled>> {
         if let Some(compiled) = self.compiled.get(key) {
             return Some(Arc::clone(compiled));
         }
         let mut message = self.message(self.catalog.service(key)?);
-        if self.strict {
+        let resolution = self.in_force.resolution()?;
+        let policy = resolution.service(key);
+        (message.routes, message.traffic) = (policy.routes, policy.traffic);
+        if resolution.is_strict(key.namespace()) {
             compile::drop_strangers(&mut message, self.claims.is_meshed(key));
         }
         let compiled = Arc::new(compile::service(message));

@@ -55,6 +55,10 @@ pub(crate) struct Metrics {
     pub(crate) own_leaf_expiry: Gauge,
     pub(crate) issuer_expiry: Gauge,
     pub(crate) store_writable: Gauge,
+    pub(crate) policies: Gauge,
+    pub(crate) policies_revision: Gauge,
+    pub(crate) policy_store_synced: Gauge,
+    pub(crate) policy_writes: Family<ReasonLabel, Counter>,
 }
 
 impl Metrics {
@@ -122,6 +126,22 @@ impl Metrics {
             "store_writable",
             "1 while the store's disk takes changes; at 0 they live in memory only",
             self.store_writable.clone(),
+        );
+        registry.register("policies", "Policies in force", self.policies.clone());
+        registry.register(
+            "policies_revision",
+            "The revision of the policies in force",
+            self.policies_revision.clone(),
+        );
+        registry.register(
+            "policy_store_synced",
+            "1 while the store of policies can be read; at 0 the last good ones stay in force",
+            self.policy_store_synced.clone(),
+        );
+        registry.register(
+            "policy_writes",
+            "Writes of policies, by what became of them",
+            self.policy_writes.clone(),
         );
         registry
     }

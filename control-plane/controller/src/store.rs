@@ -1,4 +1,5 @@
-//! What the controller must not forget: join tokens, claims, virtual addresses and which CA it has, in one redb file.
+//! What the controller must not forget: join tokens, claims, virtual addresses, policies and which CA it has, in one redb
+//! file.
 //!
 //! Readers never touch the file: each module loads its table at start, answers from memory and submits its changes.
 //! What the disk does not have yet waits in one map with the newest value of each record, and one thread commits the
@@ -49,6 +50,12 @@ pub(crate) enum Table {
     Addresses,
     /// Which CA this mesh has, so that a lost one is not silently replaced.
     Authority,
+    /// Policies by kind, namespace and name.
+    Policies,
+    /// What they were, by the same and the revision.
+    PolicyHistory,
+    /// The number of the last write of policies.
+    PolicyRevision,
 }
 
 impl Table {
@@ -59,6 +66,9 @@ impl Table {
             Self::Meshed => "meshed",
             Self::Addresses => "addresses",
             Self::Authority => "authority",
+            Self::Policies => "policies",
+            Self::PolicyHistory => "policy-history",
+            Self::PolicyRevision => "policy-revision",
         })
     }
 }

@@ -19,6 +19,7 @@ fn instance(id: &str, address: &str, port: u16) -> Instance {
         identity: None,
         region: String::new(),
         zone: String::new(),
+        labels: std::collections::BTreeMap::new(),
     }
 }
 

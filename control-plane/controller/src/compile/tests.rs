@@ -33,6 +33,7 @@ fn instance(ports: std::collections::BTreeMap<u16, u16>) -> Instance {
         identity: None,
         region: String::new(),
         zone: String::new(),
+        labels: std::collections::BTreeMap::new(),
     }
 }
 

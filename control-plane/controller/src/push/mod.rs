@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use outrigger_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use outrigger_policy::Key;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +26,7 @@ mod session;
 
 use fanout::Dirty;
 pub(crate) use fanout::Fanout;
+pub(crate) use session::Taken;
 use session::{Session, TypeView};
 
 /// Changes reach a stream at most this often, so that a flapping catalog costs a proxy ten pushes a second. Answers
@@ -98,6 +100,7 @@ impl Stream {
         tracing::debug!(identity = %viewer.identity, peer = %viewer.address, "discovery stream opened");
         self.metrics.streams.inc();
         let mesh = Arc::clone(&self.mesh);
+        mesh.entered(viewer);
         let mut watcher = mesh.fanout().watcher();
         let mut changes_from = Instant::now();
         let mut changed = false;
@@ -133,6 +136,7 @@ impl Stream {
         }
         self.metrics.streams.dec();
         self.proxies.disconnect(&self.proxy);
+        mesh.left(viewer);
         tracing::debug!(identity = %viewer.identity, "discovery stream closed");
     }
 
@@ -226,6 +230,17 @@ pub(crate) struct ProxyView {
     subscriptions: usize,
     types: BTreeMap<&'static str, TypeView>,
     claims: Vec<ClaimView>,
+    /// The policies that are in what it was sent.
+    policies: Vec<PolicyView>,
+}
+
+/// A policy at a proxy, for people.
+#[derive(Debug, serde::Serialize)]
+struct PolicyView {
+    key: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// A claim, for people.
@@ -243,6 +258,12 @@ impl Proxies {
     pub(crate) fn view(&self, mesh: &Mesh, subscriptions: usize) -> Vec<ProxyView> {
         let proxies: Vec<_> = lock(&self.0).proxies.values().cloned().collect();
         proxies.iter().map(|proxy| proxy.view(mesh, subscriptions)).collect()
+    }
+
+    /// What became of each policy at each proxy. The name of a proxy is its node, or its identity and address.
+    pub(crate) fn policies(&self) -> Vec<(String, BTreeMap<Key, Taken>)> {
+        let proxies: Vec<_> = lock(&self.0).proxies.values().cloned().collect();
+        proxies.iter().map(|proxy| (proxy.name(), proxy.session().policies())).collect()
     }
 
     fn connect(&self, viewer: Viewer, max_subscriptions: usize) -> Arc<Proxy> {
@@ -271,6 +292,15 @@ impl Proxy {
         *lock(&self.node) = (short(id), short(agent));
     }
 
+    fn name(&self) -> String {
+        let (node, _) = &*lock(&self.node);
+        if node.is_empty() {
+            format!("{} at {}", self.viewer.identity, self.viewer.address)
+        } else {
+            node.clone()
+        }
+    }
+
     fn view(&self, mesh: &Mesh, subscriptions: usize) -> ProxyView {
         let (node, agent) = lock(&self.node).clone();
         let claims = mesh.announced(self.viewer.connection).into_iter().map(|claim| ClaimView {
@@ -281,6 +311,15 @@ impl Proxy {
             message: claim.message,
         });
         let session = self.session();
+        let policies = session.policies().into_iter().map(|(key, taken)| {
+            let (state, reason) = match taken {
+                Taken::Sent => ("sent", None),
+                Taken::Accepted => ("accepted", None),
+                Taken::Refused(reason) => ("refused", Some(reason.to_string())),
+            };
+            PolicyView { key: key.to_string(), state, reason }
+        });
+        let policies = policies.collect();
         ProxyView {
             identity: self.viewer.identity.to_string(),
             address: self.viewer.address.to_string(),
@@ -293,6 +332,7 @@ impl Proxy {
             subscriptions: session.subscriptions(),
             types: session.view(subscriptions),
             claims: claims.collect(),
+            policies,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use outrigger_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use outrigger_policy::Key as PolicyKey;
 use prost::Message;
 
 use super::Dirty;
@@ -57,6 +58,21 @@ struct Sent {
     said: Said,
     /// Whether the client took it or refused it; `None` until it has said so.
     taken: Option<bool>,
+    /// The policies that said something in it.
+    origins: Arc<[PolicyKey]>,
+    /// Why the client refused it.
+    refusal: Option<Arc<str>>,
+}
+
+/// What became of a policy at one proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It was sent, and the proxy has not answered.
+    Sent,
+    /// It is in force there.
+    Accepted,
+    /// The proxy refused a resource that it is in, for this reason, and keeps what it had.
+    Refused(Arc<str>),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,9 +149,11 @@ impl Session {
         let in_flight = state.in_flight.take_if(|in_flight| in_flight.nonce == request.response_nonce);
         if let Some(in_flight) = in_flight {
             effect.acked = Some(request.error_detail.is_none());
+            let message = request.error_detail.as_ref().map(|status| status.message.as_str());
             for name in &in_flight.names {
                 if let Some(sent) = state.names.get_mut(name) {
-                    sent.taken = effect.acked;
+                    sent.refusal = message.and_then(|message| blame(message, name, &in_flight.names));
+                    sent.taken = Some(sent.refusal.is_none());
                 }
             }
             if let Some(status) = request.error_detail {
@@ -173,7 +191,8 @@ impl Session {
             }
             // Subscribing to a name again asks for it again (xDS, "Subscribing to Resources").
             let taken = known.is_some().then_some(true);
-            state.names.insert(Arc::clone(&name), Sent { said: known.unwrap_or_default(), taken });
+            let said = known.unwrap_or_default();
+            state.names.insert(Arc::clone(&name), Sent { said, taken, ..Sent::default() });
             state.pending.insert(name);
         }
         for name in request.resource_names_unsubscribe {
@@ -221,11 +240,13 @@ impl Session {
         while names.len() < RESPONSE_RESOURCES && bytes < RESPONSE_BYTES {
             let Some(name) = state.pending.pop_first() else { break };
             let Some(sent) = state.names.get_mut(&name) else { continue };
+            let mut origins = Arc::from([]);
             let said = match answer(&name) {
                 // Its look-up comes again with the change that makes it known.
                 Answer::Silent => continue,
                 Answer::Absent => Said::Removed,
                 Answer::Found(compiled) => {
+                    origins = Arc::clone(&compiled.origins);
                     let said = Said::Version(Arc::clone(&compiled.version));
                     if said != sent.said {
                         let resource = Resource {
@@ -240,12 +261,14 @@ impl Session {
                 }
             };
             if said == sent.said {
+                // Others may say the same by now, and what a client echoed after a reconnect has its origins from here.
+                sent.origins = origins;
                 continue;
             }
             if said == Said::Removed {
                 response.removed_resources.push(name.to_string());
             }
-            *sent = Sent { said, taken: None };
+            *sent = Sent { said, taken: None, origins, refusal: None };
             names.push(name);
         }
         if names.is_empty() {
@@ -257,6 +280,28 @@ impl Session {
         nonce.clone_into(&mut response.nonce);
         state.in_flight = Some(InFlight { nonce, names });
         Some(response)
+    }
+
+    /// What became of each policy that is in something that was sent.
+    pub(crate) fn policies(&self) -> BTreeMap<PolicyKey, Taken> {
+        let mut found = BTreeMap::new();
+        for sent in self.types.values().flat_map(|state| state.names.values()) {
+            let taken = match (&sent.refusal, sent.taken) {
+                (Some(reason), _) => Taken::Refused(Arc::clone(reason)),
+                (None, Some(_)) => Taken::Accepted,
+                (None, None) => Taken::Sent,
+            };
+            for origin in sent.origins.iter() {
+                // A refusal is news, and what was not answered yet may become one.
+                let worst = |old: &Taken| match (old, &taken) {
+                    (Taken::Refused(_), _) | (Taken::Sent, Taken::Accepted) => old.clone(),
+                    _ => taken.clone(),
+                };
+                let taken = found.get(origin).map_or_else(|| taken.clone(), worst);
+                found.insert(origin.clone(), taken);
+            }
+        }
+        found
     }
 
     /// How many names are subscribed to.
@@ -295,6 +340,22 @@ impl Session {
         };
         self.types.iter().map(|(kind, state)| (kind.name(), view(state))).collect()
     }
+}
+
+/// Why `name` was refused by a message about a response that held `names`; `None`: it was taken.
+///
+/// Outrigger's proxies judge each resource alone, and say `<name>: <reason>` of those that they refuse, joined by `; `. A
+/// message that names none is about all of them.
+fn blame(message: &str, name: &str, names: &[Arc<str>]) -> Option<Arc<str>> {
+    let about = |name: &str, part: &str| part.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "));
+    let part = message.split("; ").find(|part| about(name, part));
+    let names_some = || message.split("; ").any(|part| names.iter().any(|name| about(name, part)));
+    let reason = match part {
+        Some(part) => part,
+        None if names_some() => return None,
+        None => message,
+    };
+    Some(reason.chars().take(MAX_MESSAGE).collect::<String>().into())
 }
 
 /// What a resource depends on.

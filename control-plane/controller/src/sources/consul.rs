@@ -106,7 +106,8 @@ impl Default for Config {
 }
 
 impl Config {
-    fn client(&self) -> anyhow::Result<Client> {
+    /// A client by these settings.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let agents: Vec<AgentAddress> = self
             .addresses
             .iter()

@@ -31,6 +31,8 @@ const SETTLE: Duration = Duration::from_millis(250);
 const RACY: Duration = Duration::from_secs(3);
 /// Bytes of one file: some ten thousand endpoints.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// Labels of one endpoint: as many as Consul's meta has.
+const MAX_LABELS: usize = 64;
 /// Files of the directory.
 const MAX_FILES: usize = 10_000;
 
@@ -102,6 +104,9 @@ struct Endpoint {
     region: String,
     #[serde(default)]
     zone: String,
+    /// What policies select the workload by.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
@@ -445,6 +450,9 @@ fn instance(ports: &[Port], endpoint: Endpoint) -> Result<Instance, String> {
         }
         targets.insert(port, target);
     }
+    if endpoint.labels.len() > MAX_LABELS {
+        return Err(format!("more than {MAX_LABELS} labels"));
+    }
     if targets.values().any(|port| *port == 0) {
         return Err("a port is 1 to 65535".to_owned());
     }
@@ -458,6 +466,7 @@ fn instance(ports: &[Port], endpoint: Endpoint) -> Result<Instance, String> {
         identity: endpoint.identity,
         region: endpoint.region,
         zone: endpoint.zone,
+        labels: endpoint.labels,
     })
 }
 

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 pub mod consul;
 pub mod file;
+pub(crate) mod policy;
 
 /// A running source, as the catalog sees it.
 #[derive(Debug, Clone)]
@@ -126,6 +127,8 @@ pub struct Instance {
     pub region: String,
     /// May be empty.
     pub zone: String,
+    /// What policies select workloads by; at most 64.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `<name>.<namespace>`, lower case: the key of a service in the catalog and the name of its resource.

@@ -9,5 +9,6 @@
 mod claims;
 mod discovery;
 mod harness;
+mod policies;
 mod signing;
 mod state;

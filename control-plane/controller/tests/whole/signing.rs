@@ -126,7 +126,7 @@ async fn the_api_wants_its_token_and_gives_out_no_controller() {
     ] {
         let (status, answer) = bench.api("POST", "/api/v1/tokens", Some(request)).await;
         assert!((400..500).contains(&status), "{status} {answer}");
-        assert!(answer["error"].is_string());
+        assert!(answer["error"]["message"].is_string(), "{answer}");
     }
     let token = bench.token("orders", &[], &[]).await;
     let id = token.split('_').nth(1).unwrap();

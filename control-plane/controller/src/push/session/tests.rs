@@ -8,7 +8,7 @@ use crate::compile::Compiled;
 
 fn found(version: &str) -> Answer {
     let any = prost_types::Any { type_url: Kind::Service.type_url().to_owned(), value: Vec::new() };
-    Answer::Found(Arc::new(Compiled { version: version.into(), any }))
+    Answer::Found(Arc::new(Compiled { version: version.into(), any, origins: Arc::from([]) }))
 }
 
 fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {

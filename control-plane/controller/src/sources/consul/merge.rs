@@ -56,6 +56,7 @@ fn endpoint(id: String, instance: &consul::Instance) -> Instance {
         identity: None,
         region: instance.region().to_owned(),
         zone: instance.zone.clone().unwrap_or_default(),
+        labels: instance.meta.clone(),
     }
 }
 

@@ -49,7 +49,7 @@ ports:
 - {port: 80, name: http, protocol: HTTP1, targetPort: 8080}
 - {port: 90, protocol: grpc}
 endpoints:
-- {address: 10.0.0.2, ports: {90: 9090}, weight: 3, health: Degraded, identity: 'spiffe://t/ns/shop/sa/orders', zone: b, region: r}
+- {address: 10.0.0.2, ports: {90: 9090}, weight: 3, health: Degraded, identity: 'spiffe://t/ns/shop/sa/orders', zone: b, region: r, labels: {app: orders}}
 - {address: '2001:db8::1'}
 ---
 kind: Service
@@ -76,6 +76,7 @@ endpoints: [{address: 10.0.0.1, port: 7}]
             identity: Some("spiffe://t/ns/shop/sa/orders".into()),
             region: "r".into(),
             zone: "b".into(),
+            labels: [("app".to_owned(), "orders".to_owned())].into(),
         }
     );
     assert_eq!(orders.instances[1].ports, [(80, 8080), (90, 90)].into());

@@ -1,0 +1,277 @@
+//! The policies in force, as proxies are told them.
+//!
+//! A new [`Resolution`] is compared with the one before off the lock, and only those are told for whom something differs:
+//! the services of which something else is said, and the connections whose workload's own side has changed.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use outrigger_api::v1;
+use outrigger_policy::Key as PolicyKey;
+use outrigger_policy::catalog::{
+    Catalog, CatalogEndpoint, CatalogHealth, CatalogPort, CatalogProtocol, CatalogService,
+};
+
+use super::{Mesh, Settings, State, Viewer};
+use crate::addresses::VIRTUAL_RANGES;
+use crate::catalog::{Key, Service};
+use crate::compile::{Compiled, Kind};
+use crate::metrics::Metrics;
+use crate::policies::resolver::{Resolution, defaults_of};
+use crate::sources::ServiceKey;
+
+/// What policies came to last, and who was told.
+#[derive(Debug, Default)]
+pub(super) struct InForce {
+    /// `None`: the policies were not read yet.
+    resolution: Option<Arc<Resolution>>,
+    /// The connections with a discovery stream.
+    viewers: HashMap<u64, Watching>,
+}
+
+#[derive(Debug)]
+struct Watching {
+    viewer: Viewer,
+    /// Open streams of the connection.
+    streams: usize,
+    /// Its own side by this resolution and its present claims; `None`: not asked for yet.
+    inbound: Option<v1::Inbound>,
+}
+
+type Claimed = Vec<(ServiceKey, SocketAddr)>;
+
+impl InForce {
+    /// What is in force.
+    pub(super) fn resolution(&self) -> Option<&Arc<Resolution>> {
+        self.resolution.as_ref()
+    }
+
+    /// The mesh's own resource for proxies of a namespace.
+    pub(super) fn mesh(&self, namespace: &str, trust_domain: &str, settings: &Settings) -> Option<Compiled> {
+        let resolution = self.resolution.as_ref()?;
+        let mesh = v1::Mesh {
+            trust_domain: trust_domain.to_owned(),
+            cidrs: settings.cidrs.clone(),
+            virtual_cidrs: VIRTUAL_RANGES.map(str::to_owned).to_vec(),
+            outbound: resolution.outbound(namespace).into(),
+        };
+        let origins = defaults_of(&resolution.policies, &settings.mesh_namespace, namespace);
+        Some(Compiled::new(Kind::Mesh, &mesh).by(origins))
+    }
+
+    /// Whether what can be said of a service is whole. `present`: the catalog has it.
+    pub(super) fn knows_or_absent(&self, service: &ServiceKey, present: bool) -> bool {
+        self.resolution.as_ref().is_some_and(|resolution| !present || resolution.knows(service))
+    }
+
+    /// The MeshDefaults that hold for workloads of a namespace.
+    pub(super) fn defaults_of(&self, namespace: &str, mesh_namespace: &str) -> BTreeSet<PolicyKey> {
+        let policies = self.resolution.as_ref().map(|resolution| &resolution.policies);
+        policies.map(|policies| defaults_of(policies, mesh_namespace, namespace)).unwrap_or_default()
+    }
+
+    /// The claims of a connection have changed: its own side is worked out anew.
+    pub(super) fn forget_inbound(&mut self, connection: u64) {
+        if let Some(watching) = self.viewers.get_mut(&connection) {
+            watching.inbound = None;
+        }
+    }
+}
+
+impl State {
+    /// The viewer's own side without its claims, as the policies in force say.
+    pub(super) fn inbound(&mut self, viewer: &Viewer) -> Option<v1::Inbound> {
+        let resolution = Arc::clone(self.in_force.resolution.as_ref()?);
+        let known =
+            self.in_force.viewers.get(&viewer.connection).and_then(|watching| watching.inbound.as_ref());
+        if let Some(inbound) = known {
+            return Some(inbound.clone());
+        }
+        let inbound = inbound(&resolution, viewer, &self.claimed(viewer.connection));
+        if let Some(watching) = self.in_force.viewers.get_mut(&viewer.connection) {
+            watching.inbound = Some(inbound.clone());
+        }
+        Some(inbound)
+    }
+
+    /// The accepted claims of a connection.
+    fn claimed(&self, connection: u64) -> Claimed {
+        let outcomes = self.announced.get(&connection).into_iter().flatten();
+        outcomes.filter_map(|outcome| outcome.verdict.clone().ok()).collect()
+    }
+}
+
+impl Mesh {
+    /// A discovery stream of the viewer has opened.
+    pub(crate) fn entered(&self, viewer: &Viewer) {
+        let mut state = self.state();
+        let new = || Watching { viewer: viewer.clone(), streams: 0, inbound: None };
+        state.in_force.viewers.entry(viewer.connection).or_insert_with(new).streams += 1;
+    }
+
+    /// A discovery stream of the viewer has ended.
+    pub(crate) fn left(&self, viewer: &Viewer) {
+        let viewers = &mut self.state().in_force.viewers;
+        if let Some(watching) = viewers.get_mut(&viewer.connection) {
+            watching.streams -= 1;
+            if watching.streams == 0 {
+                viewers.remove(&viewer.connection);
+            }
+        }
+    }
+
+    /// Waits until something has changed that policies are about. Safe to cancel.
+    pub(crate) async fn catalog_changed(&self) {
+        self.catalog_changed.notified().await;
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The catalog as policies see it. External services are not in it: they are policies themselves.
+    pub(crate) fn policy_catalog(&self) -> Catalog {
+        let keys: Vec<ServiceKey> = self.state().catalog.services().map(|(key, _)| key.clone()).collect();
+        // The lock is taken for each alone: proxies do not wait until all is copied.
+        let view = |key| {
+            let state = self.state();
+            let service = state.catalog.service(key).filter(|service| service.sources != "policy")?;
+            Some(state.view(service))
+        };
+        Catalog {
+            trust_domain: self.trust_domain.clone(),
+            mesh_namespace: self.settings.mesh_namespace.clone(),
+            defaults: self.settings.defaults.clone(),
+            services: keys.iter().filter_map(view).collect(),
+        }
+    }
+
+    /// Puts a resolution in force, and tells whom it concerns.
+    pub(crate) fn adopt(&self, new: &Arc<Resolution>) {
+        let (old, viewers) = {
+            let state = self.state();
+            let viewers = state.in_force.viewers.values();
+            let viewers: Vec<_> = viewers
+                .map(|w| (w.viewer.clone(), state.claimed(w.viewer.connection), w.inbound.clone()))
+                .collect();
+            (state.in_force.resolution.clone(), viewers)
+        };
+        let Some(old) = old else {
+            let mut state = self.state();
+            state.in_force.resolution = Some(Arc::clone(new));
+            drop(state);
+            self.fanout.touch_all();
+            return;
+        };
+        let services = changed_services(&old, new);
+        let mut keys: HashSet<Key> = services.iter().cloned().map(Key::Service).collect();
+        if !Arc::ptr_eq(&old.policies, &new.policies) {
+            // Who already has what it says is not sent it again.
+            keys.insert(Key::Mesh);
+        }
+        let mut inbounds = Vec::new();
+        for (viewer, claimed, before) in viewers {
+            let inbound = inbound(new, &viewer, &claimed);
+            if before.as_ref() != Some(&inbound) {
+                keys.insert(Key::Connection(viewer.connection));
+            }
+            inbounds.push((viewer.connection, claimed, inbound));
+        }
+        {
+            let mut state = self.state();
+            for service in &services {
+                state.compiled.remove(service);
+            }
+            for (connection, claimed, inbound) in inbounds {
+                // Claims that came meanwhile have told their connection themselves.
+                let same = state.claimed(connection) == claimed;
+                if let Some(watching) = state.in_force.viewers.get_mut(&connection) {
+                    watching.inbound = same.then_some(inbound);
+                }
+            }
+            state.in_force.resolution = Some(Arc::clone(new));
+        }
+        self.fanout.touch(&keys);
+    }
+}
+
+impl State {
+    fn view(&self, service: &Service) -> CatalogService {
+        let spec = &service.spec;
+        let mut ports: Vec<CatalogPort> = spec
+            .ports
+            .iter()
+            .map(|port| CatalogPort {
+                port: port.port,
+                name: port.name.clone(),
+                protocol: protocol(port.protocol),
+            })
+            .collect();
+        if ports.is_empty() {
+            ports.push(CatalogPort { port: 0, name: String::new(), protocol: protocol(spec.protocol) });
+        }
+        let endpoints = spec.instances.iter().map(|instance| {
+            let claim = self.claim(&spec.key, instance);
+            CatalogEndpoint {
+                id: instance.id.clone(),
+                address: instance.address,
+                ports: instance.ports.clone(),
+                identity: instance.identity.clone().or_else(|| claim.map(|claim| claim.identity.to_string())),
+                zone: instance.zone.clone(),
+                health: health(instance.health),
+                labels: instance.labels.clone(),
+            }
+        });
+        CatalogService {
+            name: spec.key.name().to_owned(),
+            namespace: spec.key.namespace().to_owned(),
+            ports,
+            endpoints: endpoints.collect(),
+        }
+    }
+}
+
+/// The services of which something else is said.
+fn changed_services(old: &Resolution, new: &Resolution) -> HashSet<ServiceKey> {
+    let mut strictness: HashMap<String, bool> = HashMap::new();
+    let mut strictness_changed = |namespace: &str| {
+        if let Some(changed) = strictness.get(namespace) {
+            return *changed;
+        }
+        let changed = old.is_strict(namespace) != new.is_strict(namespace);
+        strictness.insert(namespace.to_owned(), changed);
+        changed
+    };
+    let all: HashSet<&ServiceKey> = old.services().chain(new.services()).collect();
+    let differs = |key: &&ServiceKey| {
+        old.knows(key) != new.knows(key)
+            || strictness_changed(key.namespace())
+            || old.service(key) != new.service(key)
+    };
+    all.into_iter().filter(differs).cloned().collect()
+}
+
+fn inbound(resolution: &Resolution, viewer: &Viewer, claimed: &Claimed) -> v1::Inbound {
+    resolution.inbound(&viewer.identity, viewer.address, claimed)
+}
+
+fn protocol(protocol: v1::Protocol) -> CatalogProtocol {
+    match protocol {
+        v1::Protocol::Unspecified => CatalogProtocol::Detect,
+        v1::Protocol::Http1 => CatalogProtocol::Http1,
+        v1::Protocol::Http2 => CatalogProtocol::Http2,
+        v1::Protocol::Grpc => CatalogProtocol::Grpc,
+        v1::Protocol::Tcp => CatalogProtocol::Tcp,
+    }
+}
+
+fn health(health: v1::Health) -> CatalogHealth {
+    match health {
+        v1::Health::Unspecified | v1::Health::Healthy => CatalogHealth::Healthy,
+        v1::Health::Degraded => CatalogHealth::Degraded,
+        v1::Health::Draining => CatalogHealth::Draining,
+        v1::Health::Unhealthy => CatalogHealth::Unhealthy,
+    }
+}
