@@ -1,6 +1,11 @@
 //! A Consul for tests: speaks the blocking-query protocol over in-memory connections, so that tests can stop the
 //! clock, or over TCP for tests of other crates, and misbehaves on request.
-#![allow(clippy::unwrap_used, missing_docs, reason = "what fails here fails a test; the names say it all")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::new_without_default,
+    missing_docs,
+    reason = "what fails here fails a test; the names say it all"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

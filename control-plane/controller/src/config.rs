@@ -41,7 +41,8 @@ pub struct Config {
     /// Addresses that belong to the mesh: inside them an address that cannot be resolved is refused, never passed.
     #[schemars(with = "Vec<String>")]
     pub mesh_cidrs: Vec<IpNet>,
-    /// What proxies do with connections that leave the mesh, until a `MeshDefaults` says otherwise, as of the next two.
+    /// What proxies do with connections that leave the mesh. This, `inbound` and `mtls` hold until a `MeshDefaults` says
+    /// otherwise.
     pub outbound: Outbound,
     /// What becomes of requests to workloads that no `AccessPolicy` is about.
     pub inbound: Inbound,
