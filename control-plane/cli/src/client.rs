@@ -2,7 +2,11 @@
 //!
 //! The API listens on loopback; a controller elsewhere is reached through a tunnel, so there is no TLS here yet.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -180,7 +184,8 @@ pub(crate) fn segment(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             escaped.push(byte.into());
         } else {
-            escaped.push_str(&format!("%{byte:02X}"));
+            // Writing to a string does not fail.
+            let _ = write!(escaped, "%{byte:02X}");
         }
     }
     escaped

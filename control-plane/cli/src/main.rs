@@ -27,7 +27,7 @@ use clap_complete::Shell;
 const NO: u8 = 1;
 /// A question that could not be answered; also what clap exits with when the command line is wrong.
 const UNKNOWN: u8 = 2;
-/// The file of contexts cannot be used (`sysexits.h`, EX_USAGE, as the other binaries).
+/// The file of contexts cannot be used (`EX_USAGE` of `sysexits.h`, as the other binaries).
 const BAD_CONFIG: u8 = 64;
 
 const EXIT_CODES: &str = "\

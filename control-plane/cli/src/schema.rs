@@ -12,7 +12,7 @@ const POLICY_TEST: &str = "PolicyTest";
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The kind: its name, plural or short name, or PolicyTest; all kinds are listed where it is left out
+    /// The kind: its name, plural or short name, or `PolicyTest`; all kinds are listed where it is left out
     kind: Option<String>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
@@ -26,7 +26,7 @@ enum Form {
     Json,
     /// The same in YAML
     Yaml,
-    /// The CustomResourceDefinition
+    /// The `CustomResourceDefinition`
     Crd,
 }
 

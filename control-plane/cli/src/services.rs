@@ -49,7 +49,8 @@ struct Service {
 
 #[derive(Serialize, Deserialize)]
 struct Port {
-    port: u16,
+    #[serde(rename = "port")]
+    number: u16,
     name: String,
     protocol: String,
 }
@@ -74,7 +75,7 @@ impl Row for Service {
         let ports: Vec<String> = self
             .ports
             .iter()
-            .map(|port| if port.port == 0 { "any".to_owned() } else { port.port.to_string() })
+            .map(|port| if port.number == 0 { "any".to_owned() } else { port.number.to_string() })
             .collect();
         let count = |holds: fn(&Instance) -> bool| {
             self.endpoints.iter().filter(|endpoint| holds(endpoint)).count().to_string()

@@ -1,6 +1,6 @@
 //! `outrigger policy diff`: what applying files would change, in the text and in effect.
 //!
-//! The text is what people review; the effect is what they mean. One line of a MeshDefaults may change every service, and
+//! The text is what people review; the effect is what they mean. One line of a `MeshDefaults` may change every service, and
 //! a page of reordered YAML nothing.
 
 use anyhow::Result;
@@ -57,7 +57,7 @@ impl Arguments {
         let changes = effective::changes(&old, &new, &catalog);
         text += if changes.is_empty() { "\nIn effect: nothing changes.\n" } else { "\nIn effect:\n" };
         for change in changes {
-            text += &format!("  {}\n", plain(&change));
+            text.extend(["  ", &plain(&change), "\n"]);
         }
         output::write(&text)?;
         Ok(Answer::No)

@@ -43,7 +43,7 @@ enum Command {
     Delete(write::Delete),
     /// Show what applying files would change, in the text and in effect; exit code 1: there are differences, 2: it failed
     Diff(diff::Arguments),
-    /// Ask policies the questions of a PolicyTest, with no controller needed; exit code 1: a case failed, 2: it could not be run
+    /// Ask policies the questions of a `PolicyTest`, with no controller needed; exit code 1: a case failed, 2: it could not be run
     Test(test::Arguments),
     /// Show what becomes of a request, decision by decision, with the policy and rule that made each
     Explain(explain::Arguments),

@@ -1,7 +1,7 @@
 //! A catalog for tests that have no controller: every service that a policy or a case names is there, at the ports that
 //! they name, with one workload.
 //!
-//! So a repository can test its policies in CI as it is. What cannot be made up is which workloads have which labels: an AccessPolicy
+//! So a repository can test its policies in CI as it is. What cannot be made up is which workloads have which labels: an `AccessPolicy`
 //! for labels is about nobody here, and tests of it take a catalog from a file or a controller.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use outrigger_policy::{
     Catalog, Object, Spec,
-    catalog::{CatalogEndpoint, CatalogPort, CatalogService, split_service},
+    catalog::{CatalogEndpoint, CatalogHealth, CatalogPort, CatalogService, split_service},
     kinds::{AccessTargetKind, BackendRef, Case, ParentReference, TrafficTargetKind},
 };
 
@@ -112,7 +112,7 @@ fn made_up(
         ports: ports.iter().map(|port| (*port, *port)).collect(),
         identity: Some(format!("spiffe://{trust_domain}/ns/{namespace}/sa/{name}")),
         zone: String::new(),
-        health: Default::default(),
+        health: CatalogHealth::default(),
         labels: BTreeMap::new(),
     };
     let ports = ports.into_iter().map(|port| CatalogPort { port, ..CatalogPort::default() }).collect();

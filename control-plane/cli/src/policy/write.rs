@@ -168,16 +168,14 @@ impl Rollback {
     pub(super) async fn run(self) -> Result<()> {
         let (server, namespace) = (self.scope.server()?, self.scope.namespace()?);
         let key = names::key(&self.words, &namespace)?;
-        let revision = match self.to_revision {
-            Some(revision) => revision,
-            None => {
-                let history = api::history(&server, &key).await?;
-                // The first is what holds now; one without an object is a deletion.
-                let before = history.iter().skip(1).find(|past| past.object.is_some());
-                match before {
-                    Some(past) => past.revision,
-                    None => bail!("{key} has no earlier revision to go back to"),
-                }
+        let revision = if let Some(revision) = self.to_revision {
+            revision
+        } else {
+            let history = api::history(&server, &key).await?;
+            // The first is what holds now; one without an object is a deletion.
+            match history.iter().skip(1).find(|past| past.object.is_some()) {
+                Some(past) => past.revision,
+                None => bail!("{key} has no earlier revision to go back to"),
             }
         };
         self.output.print_applied(api::rollback(&server, &key, revision, self.output.dry_run).await?)
