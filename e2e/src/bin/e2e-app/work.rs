@@ -25,7 +25,7 @@ use crate::http::{Body, full, streamed};
 
 /// Header fields that an application hands on when it calls the next service for a caller, as it does with those of
 /// tracing.
-const HANDED_ON: &[&str] = &["x-retry-attempt", "outrigger-timeout-ms"];
+const HANDED_ON: &[&str] = &["x-retry-attempt", "request-timeout-ms"];
 
 /// What a service does badly.
 #[derive(Clone, Debug, Default, Deserialize)]

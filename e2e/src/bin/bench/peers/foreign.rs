@@ -18,7 +18,7 @@ pub(super) fn start(site: &Site<'_>, peer: Peer, addresses: &Addresses) -> Resul
         Peer::Haproxy => (include_str!("haproxy.client.cfg"), include_str!("haproxy.server.cfg"), "cfg"),
         Peer::Envoy => (include_str!("envoy.client.yaml"), include_str!("envoy.server.yaml"), "yaml"),
         Peer::Nginx => (include_str!("nginx.client.conf"), include_str!("nginx.server.conf"), "conf"),
-        Peer::Direct | Peer::Ours | Peer::Base => bail!("{} has no template", peer.name()),
+        Peer::Direct | Peer::Ours | Peer::Policies | Peer::Base => bail!("{} has no template", peer.name()),
     };
     let run = |side: &str, template: &str, admin: SocketAddr| -> Result<Process> {
         let name = format!("{}.{side}", peer.name());
