@@ -7,7 +7,11 @@ const CONTEXT: usize = 3;
 
 /// The lines that differ, as `diff -u` writes them. Empty: there are none.
 pub fn diff(old_name: &str, old: &str, new_name: &str, new: &str) -> String {
-    TextDiff::from_lines(old, new).unified_diff().context_radius(CONTEXT).header(old_name, new_name).to_string()
+    TextDiff::from_lines(old, new)
+        .unified_diff()
+        .context_radius(CONTEXT)
+        .header(old_name, new_name)
+        .to_string()
 }
 
 #[cfg(test)]
