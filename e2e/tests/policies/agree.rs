@@ -130,7 +130,7 @@ fn expectation(answered: &Answered) -> anyhow::Result<Value> {
     let code = reason.as_deref().and_then(|reason| reason.split("; ").nth(1)).unwrap_or_default();
     Ok(match (status, code) {
         // Only one of two backends has this policy.
-        (403, "access_denied") if reason.is_some_and(|reason| reason.contains("never")) => {
+        (403, "access_denied") if reason.as_deref().is_some_and(|reason| reason.contains("never")) => {
             json!({ "decision": "Deny", "status": 403, "backend": format!("echo-v1.{NAMESPACE}") })
         }
         (403, "access_denied") => json!({ "decision": "Deny", "status": 403 }),
