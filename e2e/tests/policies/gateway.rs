@@ -408,8 +408,7 @@ async fn own_address(world: Arc<World>) -> anyhow::Result<()> {
     let _turn = world.without_policies().await?;
     apply(&world, "mesh-frontend").await?;
     let routed = to("echo-v2", 80, Wanted::Marked("echo-v2", Some("set")));
-    wait_until(IN_FORCE, "the route to be in force", || verify(echo, &routed))
-    .await?;
+    wait_until(IN_FORCE, "the route to be in force", || verify(echo, &routed)).await?;
     let address = echo.v2.host.v4().to_string();
     let asked = Asked {
         method: "GET".to_owned(),

@@ -96,7 +96,7 @@ spec:
   targetRef: {kind: Mesh}
   timeouts: {request: 1s}
 ",
-        &["Mesh"],
+        &["targetRef.kind", "outrigger-system"],
     ),
     // Aliases that unfold to gigabytes.
     (

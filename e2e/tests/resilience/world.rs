@@ -92,12 +92,9 @@ impl World {
     /// How often `web`'s sidecar has chosen an endpoint of `orders`, by its own count.
     pub(crate) async fn picks(&self, replica: &Workload) -> anyhow::Result<u64> {
         let metrics = self.web.admin("/metrics").await?.expect(200)?.text();
-        let endpoint = replica.host.v4().to_string();
-        let of = |line: &&str| {
-            line.starts_with("outrigger_balancer_picks_total{")
-                && line.contains("orders")
-                && line.contains(&endpoint)
-        };
+        // Consul's id of the instance, after datacenter and node.
+        let id = format!("/orders-{}\"", replica.host.name());
+        let of = |line: &&str| line.starts_with("outrigger_balancer_picks_total{") && line.contains(&id);
         let counts = metrics.lines().filter(of);
         Ok(counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
     }
@@ -110,6 +107,7 @@ impl World {
     ) -> anyhow::Result<(Duration, u64)> {
         let start = Instant::now();
         let first = self.picks(replica).await?;
+        ensure!(first > 0, "{} was never chosen", replica.host.name());
         let (mut count, mut changed) = (first, start);
         while changed.elapsed() < QUIET {
             ensure!(start.elapsed() < limit, "{} is still chosen after {limit:?}", replica.host.name());
