@@ -170,7 +170,7 @@ impl Writer {
         for _ in 0..TRIES {
             let picture = self.picture();
             match &picture.sync {
-                Sync::Synced => {}
+                Sync::Synced => self.await_first().await,
                 Sync::Never => return Err(Refused::Unavailable(never_read(&picture))),
                 Sync::Degraded { reason, .. } => {
                     return Err(Refused::Unavailable(format!(
@@ -203,6 +203,13 @@ impl Writer {
             return Ok(Applied { revision: written.revision, results });
         }
         Err(Refused::Conflict(format!("others wrote {TRIES} times meanwhile; try again")))
+    }
+
+    /// A controller that has just started has read the policies before it knows what they come to.
+    async fn await_first(&self) {
+        let mut resolutions = self.resolutions.clone();
+        // Said by whoever looks for it.
+        let _ = tokio::time::timeout(IN_FORCE, resolutions.wait_for(Option::is_some)).await;
     }
 
     /// What is to be written, and what to say of each object.

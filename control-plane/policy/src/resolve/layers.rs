@@ -155,11 +155,11 @@ mod tests {
             ..Layer::default()
         };
         assert_eq!(layer.take_whole_service_fields(), ["loadBalancer", "bulkhead"]);
+        assert_eq!(layer, Layer { hedge: Some(v1::Hedge::default()), ..Layer::default() });
         let key = v1::hash_key::Key::Header("x-user".to_owned());
         let hash = vec![v1::HashKey { key: Some(key) }];
         let load_balancer = Some(v1::LoadBalancer { hash, ..Default::default() });
         let mut layer = Layer { load_balancer, ..Layer::default() };
         assert!(layer.take_whole_service_fields().is_empty() && layer.load_balancer.is_some());
-        assert_eq!(layer, Layer { hedge: Some(v1::Hedge::default()), ..Layer::default() });
     }
 }

@@ -56,7 +56,9 @@ fn what_stands_against_another_try() {
         (status(503), Tried { retries: 2, ..tried() }, Some(Why::Attempts)),
         (Failure::NothingHappened, Tried { retries: 2, ..tried() }, Some(Why::Attempts)),
         (status(503), Tried { is_safe: false, ..tried() }, Some(Why::Unsafe)),
-        (grpc(14, 200), Tried { is_safe: false, ..tried() }, Some(Why::Unsafe)),
+        // To name the status was the policy's word for it.
+        (grpc(14, 200), Tried { is_safe: false, ..tried() }, None),
+        (grpc(14, 503), Tried { is_safe: false, ..tried() }, Some(Why::Unsafe)),
         (Failure::Reset, Tried { is_safe: false, ..tried() }, Some(Why::Unsafe)),
         (Failure::NothingHappened, Tried { is_safe: false, ..tried() }, None),
         (status(503), Tried { is_repeatable: false, ..tried() }, Some(Why::Body)),
