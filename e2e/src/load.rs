@@ -299,12 +299,11 @@ impl Shared {
                 other => break other,
             }
         };
-        let (mut sender, state) = match kept {
-            Some(sender) => (sender, "reused"),
-            None => {
-                let opened = client::http1(self.plan.target).await;
-                (opened.map_err(|error| format!("connect: {error:#}"))?, "new")
-            }
+        let (mut sender, state) = if let Some(sender) = kept {
+            (sender, "reused")
+        } else {
+            let opened = client::http1(self.plan.target).await;
+            (opened.map_err(|error| format!("connect: {error:#}"))?, "new")
         };
         let method = if self.plan.call == Call::Post { Method::POST } else { Method::GET };
         let request = Request::builder().method(method).uri(&self.plan.path);

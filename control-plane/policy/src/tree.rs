@@ -112,7 +112,6 @@ impl Node {
     /// Takes the value at the path out of what is read. Without a path: the whole.
     pub(crate) fn hide(&mut self, path: &[Step]) {
         let part = match (path.split_first(), &mut self.value) {
-            (None, _) => None,
             (Some((Step::Field(key), rest)), Value::Map(entries)) => entries
                 .iter_mut()
                 .find(|entry| entry.key == *key && !entry.node.hidden)
@@ -120,7 +119,7 @@ impl Node {
             (Some((Step::Item(index), rest)), Value::List(items)) => {
                 items.get_mut(*index).map(|item| (item, rest))
             }
-            (Some(_), _) => None,
+            (None | Some(_), _) => None,
         };
         match part {
             Some((node, rest)) => node.hide(rest),
@@ -199,7 +198,7 @@ struct Walked<'a> {
     rest: &'a str,
 }
 
-impl<'a> Walked<'a> {
+impl Walked<'_> {
     fn step(&self, as_read: bool) -> Option<Self> {
         match &self.node.value {
             Value::Map(entries) => entries.iter().find_map(|entry| {

@@ -77,7 +77,7 @@ async fn under_load(world: Arc<World>) -> anyhow::Result<()> {
         let mut proxies = Vec::new();
         for replica in &world.orders {
             proxies.push(follows(&world.batch, replica.host.at(HTTP), applied, move |reply| {
-                (reply.status == 403) == !number.is_multiple_of(2)
+                (reply.status == 403) != number.is_multiple_of(2)
             }));
         }
         let followed = futures_util::future::try_join_all(proxies);

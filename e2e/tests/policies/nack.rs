@@ -44,7 +44,7 @@ async fn refused(world: Arc<World>) -> anyhow::Result<()> {
     let leaf = world.mesh.authority()?.workload(&identity("stubborn"))?;
     let controller = world.mesh.controller_host.at(DISCOVERY_PORT);
     let relay = tls::relay(&host, controller, Handshake { leaf: Some(leaf), alpn: "h2" }).await?;
-    let (pushed, mut pushes) = mpsc::unbounded_channel();
+    let (pushed, mut pushes) = mpsc::channel(64);
     let proxy = tokio::spawn(async move {
         host.run(move || async move {
             let channel = Endpoint::from_shared(format!("http://{relay}"))?.connect().await?;
@@ -105,7 +105,7 @@ async fn refused(world: Arc<World>) -> anyhow::Result<()> {
 /// Acknowledges a push, or refuses it because of a policy in it, and notes which.
 fn judge(
     response: DeltaDiscoveryResponse,
-    pushed: &mpsc::UnboundedSender<bool>,
+    pushed: &mpsc::Sender<bool>,
 ) -> anyhow::Result<DeltaDiscoveryRequest> {
     let mut has_policy = false;
     for resource in &response.resources {
@@ -114,7 +114,7 @@ fn judge(
         has_policy |= service.traffic.is_some() || !service.routes.is_empty();
     }
     // Nobody listens any more when the case is over.
-    let _ = pushed.send(has_policy);
+    let _ = pushed.try_send(has_policy);
     Ok(DeltaDiscoveryRequest {
         type_url: response.type_url,
         response_nonce: response.nonce,

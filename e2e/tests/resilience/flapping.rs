@@ -71,7 +71,7 @@ async fn flapping(world: Arc<World>) -> anyhow::Result<()> {
     // Without traffic and without questions: what the news alone costs.
     let (cpu, start) = (sidecar.cpu_time()?, Instant::now());
     let changes = flap(&world, length(8, 60)).await?;
-    let busy = (sidecar.cpu_time()? - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
+    let busy = sidecar.cpu_time()?.saturating_sub(cpu).as_secs_f64() / start.elapsed().as_secs_f64();
 
     let watching = async {
         let (start, mut versions) = (Instant::now(), BTreeSet::new());

@@ -69,7 +69,7 @@ impl World {
         let mut missing = REPLICAS.to_vec();
         let start = Instant::now();
         while !missing.is_empty() {
-            ensure!(start.elapsed() < Duration::from_secs(60), "these replicas do not answer: {missing:?}");
+            ensure!(start.elapsed() < Duration::from_mins(1), "these replicas do not answer: {missing:?}");
             if let Ok(reply) = self.web.get(ORDERS, HTTP, "/work").await {
                 missing.retain(|missing| *missing != reply.text());
             }

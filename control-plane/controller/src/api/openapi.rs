@@ -1,4 +1,4 @@
-//! The API's own description (OpenAPI 3.1) and the schemas of the kinds.
+//! The API's own description (`OpenAPI` 3.1) and the schemas of the kinds.
 //!
 //! Written by hand beside the routes, from one table; a test asks the router for each line of it.
 

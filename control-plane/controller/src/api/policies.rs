@@ -260,12 +260,11 @@ fn counts(api: &Api) -> BTreeMap<Key, Counts> {
             let count = counts.entry(key).or_default();
             count.on += 1;
             match taken {
-                Taken::Sent => {}
                 Taken::Accepted => count.accepted += 1,
                 Taken::Refused(reason) if count.refused.len() < LISTED_REFUSALS => {
                     count.refused.push(Refusal { proxy: proxy.clone(), reason: reason.to_string() });
                 }
-                Taken::Refused(_) => {}
+                Taken::Sent | Taken::Refused(_) => {}
             }
         }
     }

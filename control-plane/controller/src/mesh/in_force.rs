@@ -65,7 +65,7 @@ impl InForce {
         self.resolution.as_ref().is_some_and(|resolution| !present || resolution.knows(service))
     }
 
-    /// The MeshDefaults that hold for workloads of a namespace.
+    /// The `MeshDefaults` that hold for workloads of a namespace.
     pub(super) fn defaults_of(&self, namespace: &str, mesh_namespace: &str) -> BTreeSet<PolicyKey> {
         let policies = self.resolution.as_ref().map(|resolution| &resolution.policies);
         policies.map(|policies| defaults_of(policies, mesh_namespace, namespace)).unwrap_or_default()

@@ -180,14 +180,13 @@ impl Shared {
     async fn follow(self: Arc<Self>, mut states: watch::Receiver<State<String, KvPair>>) {
         loop {
             let state = states.borrow_and_update().clone();
-            let again = match &state.value {
-                Some(pairs) => self.take(pairs, &state.status),
-                None => {
-                    if let Status::Degraded(reason) = &state.status {
-                        tracing::warn!(%reason, "policies cannot be read from Consul yet: proxies are told nothing that policies decide");
-                    }
-                    None
+            let again = if let Some(pairs) = &state.value {
+                self.take(pairs, &state.status)
+            } else {
+                if let Status::Degraded(reason) = &state.status {
+                    tracing::warn!(%reason, "policies cannot be read from Consul yet: proxies are told nothing that policies decide");
                 }
+                None
             };
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
@@ -237,7 +236,8 @@ impl Shared {
                     records.insert(key, record);
                 }
                 None => {
-                    faults.push(Fault { subject: name.clone(), reason: "the key names no object".to_owned() })
+                    faults
+                        .push(Fault { subject: name.clone(), reason: "the key names no object".to_owned() });
                 }
             }
         }

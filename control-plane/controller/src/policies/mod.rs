@@ -54,6 +54,7 @@ pub(crate) struct Picture {
 
 /// One change of one object.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a write holds a few, and mostly of the large kind")]
 pub(crate) enum Change {
     /// Creates or replaces it.
     Put(Object),

@@ -13,7 +13,7 @@ use super::*;
 use crate::store::Store;
 use crate::store::tests::Disk;
 
-/// An AccessPolicy that allows `caller`.
+/// An `AccessPolicy` that allows `caller`.
 fn policy(name: &str, caller: &str) -> Object {
     serde_json::from_value(json!({
         "apiVersion": "outrigger.dev/v1alpha1",

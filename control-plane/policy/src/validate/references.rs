@@ -84,7 +84,7 @@ fn missing_port(known: &Known, service: &str, port: u16) -> String {
 }
 
 /// Whether a port is a service's, as far as one knows: a service whose ports are not known has any.
-fn port<'a>(known: &'a Known, port: u16) -> Result<Option<&'a (u16, String, CatalogProtocol)>, ()> {
+fn port(known: &Known, port: u16) -> Result<Option<&(u16, String, CatalogProtocol)>, ()> {
     if known.ports.is_empty() {
         return Ok(None);
     }
@@ -103,7 +103,7 @@ fn parents(world: &World<'_>, namespace: &str, parents: &[ParentReference], repo
         let mut attached = Vec::new();
         match parent.port.map(|number| (number, port(&known, number))) {
             Some((number, Err(()))) => {
-                report.error(format!("{at}.port"), missing_port(&known, &service, number))
+                report.error(format!("{at}.port"), missing_port(&known, &service, number));
             }
             Some((_, Ok(found))) => attached.extend(found),
             None => attached.extend(&known.ports),
@@ -326,7 +326,7 @@ fn access(world: &World<'_>, namespace: &str, spec: &AccessPolicy, report: &mut 
                         report.error("spec.targetRef.port", missing_port(&known, &full_name, number));
                     }
                     Some((_, Ok(found))) => {
-                        opaque = found.is_some_and(|(.., protocol)| *protocol == CatalogProtocol::Tcp)
+                        opaque = found.is_some_and(|(.., protocol)| *protocol == CatalogProtocol::Tcp);
                     }
                     None => {
                         opaque = !known.ports.is_empty()

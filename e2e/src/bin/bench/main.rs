@@ -181,13 +181,8 @@ fn main() -> Result<()> {
 fn plan(arguments: &Arguments) -> Result<Plan> {
     let quick = arguments.quick;
     let whole = arguments.only.is_empty() && !arguments.features;
-    let cases = if arguments.features {
-        Vec::new()
-    } else if arguments.only.iter().any(|only| only == "memory") && arguments.only.len() == 1 {
-        Vec::new()
-    } else {
-        cases::chosen(&arguments.only)
-    };
+    let only_memory = arguments.only.iter().any(|only| only == "memory") && arguments.only.len() == 1;
+    let cases = if arguments.features || only_memory { Vec::new() } else { cases::chosen(&arguments.only) };
     let memory = whole || arguments.memory || arguments.only.iter().any(|only| only == "memory");
     ensure!(arguments.features || memory || !cases.is_empty(), "no case has such a name: see --list");
     let seconds = arguments.seconds.unwrap_or(if quick { 0.5 } else { 2.0 });

@@ -137,29 +137,12 @@ impl Entry {
         if strict && !is_probe {
             return Err(self.plaintext_refused());
         }
-        self.count(worker, &verdict);
+        count(worker, &verdict);
         if verdict.allowed {
             return Ok(is_probe);
         }
         let text = self.explained(|| format!("{}, by {}", self.what(head), verdict.by));
         Err(Refusal::new(Reason::AccessDenied, text))
-    }
-
-    fn count(&self, worker: &Worker, verdict: &Verdict<'_>) {
-        let metrics = &worker.ctx.metrics;
-        if !verdict.allowed {
-            let (policy, rule) = verdict.by.names();
-            metrics.access(policy, rule, "denied");
-        } else if verdict.audited {
-            metrics.access(verdict.by.names().0, "default", "audited");
-        }
-        for audit in &verdict.audits {
-            metrics.access(
-                audit.policy,
-                audit.rule,
-                if audit.would_allow { "would_allow" } else { "would_deny" },
-            );
-        }
     }
 
     fn normalise(&self, policy: &InboundPolicy, head: &mut RequestHead) -> Result<(), Refusal> {
@@ -205,6 +188,23 @@ impl Entry {
             ),
             None => format!("{who} may not connect to port {}", self.port()),
         }
+    }
+}
+
+fn count(worker: &Worker, verdict: &Verdict<'_>) {
+    let metrics = &worker.ctx.metrics;
+    if !verdict.allowed {
+        let (policy, rule) = verdict.by.names();
+        metrics.access(policy, rule, "denied");
+    } else if verdict.audited {
+        metrics.access(verdict.by.names().0, "default", "audited");
+    }
+    for audit in &verdict.audits {
+        metrics.access(
+            audit.policy,
+            audit.rule,
+            if audit.would_allow { "would_allow" } else { "would_deny" },
+        );
     }
 }
 

@@ -122,17 +122,17 @@ impl Route {
 
     /// A place among the service's requests.
     pub(crate) fn holds_request(&self) -> Result<Permit, Refusal> {
-        self.bounded(|permits, bulkhead| permits.request(bulkhead), "requests are under way")
+        self.bounded(outrigger_core::bulkhead::Permits::request, "requests are under way")
     }
 
     /// A place among the requests that wait for a connection to the service.
     pub(crate) fn holds_pending(&self) -> Result<Permit, Refusal> {
-        self.bounded(|permits, bulkhead| permits.pending(bulkhead), "requests wait for a connection")
+        self.bounded(outrigger_core::bulkhead::Permits::pending, "requests wait for a connection")
     }
 
     /// A place among the connections to the service.
     pub(crate) fn holds_connection(&self) -> Result<Permit, Refusal> {
-        self.bounded(|permits, bulkhead| permits.connection(bulkhead), "connections are open")
+        self.bounded(outrigger_core::bulkhead::Permits::connection, "connections are open")
     }
 
     fn bounded(

@@ -189,6 +189,6 @@ pub(super) struct Ends {
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        self.worker.with(self.key, |exchange, worker| exchange.end(worker));
+        self.worker.with(self.key, super::exchange::Exchange::end);
     }
 }

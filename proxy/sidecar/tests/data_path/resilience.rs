@@ -61,7 +61,7 @@ async fn failing(failures: usize) -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 /// A client's sidecar before one application in clear.
-async fn before(traffic: v1::Traffic, app: SocketAddr) -> (Sidecar, SocketAddr) {
+fn before(traffic: v1::Traffic, app: SocketAddr) -> (Sidecar, SocketAddr) {
     let ca = Ca::new();
     let service = with(traffic, Protocol::Http1, vec![endpoint("app", app, None)]);
     let (client, address, _) = Sidecar::client(ca.context("client", config()), service);
@@ -85,7 +85,7 @@ fn post(body: &'static str) -> Request<Body> {
 #[tokio::test]
 async fn a_failed_request_is_sent_again_with_its_body() {
     let (app, asked) = failing(2).await;
-    let (client, address) = before(retrying(), app).await;
+    let (client, address) = before(retrying(), app);
     let (head, body) = ask(address, put("the body")).await;
     assert_eq!((head.status.as_u16(), body.as_str()), (200, "the body"));
     assert_eq!(asked.load(Ordering::SeqCst), 3);
@@ -97,7 +97,7 @@ async fn a_failed_request_is_sent_again_with_its_body() {
 #[tokio::test]
 async fn attempts_are_counted_and_the_last_failure_is_the_answer() {
     let (app, asked) = failing(9).await;
-    let (_client, address) = before(retrying(), app).await;
+    let (_client, address) = before(retrying(), app);
     let (head, _) = ask(address, get("/")).await;
     assert_eq!((head.status.as_u16(), asked.load(Ordering::SeqCst)), (503, 3));
 }
@@ -105,12 +105,12 @@ async fn attempts_are_counted_and_the_last_failure_is_the_answer() {
 #[tokio::test]
 async fn what_is_not_safe_is_sent_once_unless_it_bears_a_key() {
     let (app, asked) = failing(1).await;
-    let (_client, address) = before(retrying(), app).await;
+    let (_client, address) = before(retrying(), app);
     assert_eq!(ask(address, post("pay")).await.0.status, 503);
     assert_eq!(asked.load(Ordering::SeqCst), 1);
 
     let (app, asked) = failing(1).await;
-    let (_client, address) = before(retrying(), app).await;
+    let (_client, address) = before(retrying(), app);
     let mut keyed = post("pay");
     keyed.headers_mut().insert("idempotency-key", "\"1\"".parse().unwrap());
     assert_eq!(ask(address, keyed).await.0.status, 200);
@@ -120,7 +120,7 @@ async fn what_is_not_safe_is_sent_once_unless_it_bears_a_key() {
 #[tokio::test]
 async fn a_body_that_is_too_large_to_keep_is_sent_once() {
     let (app, asked) = failing(1).await;
-    let (_client, address) = before(retrying(), app).await;
+    let (_client, address) = before(retrying(), app);
     let request = Request::put("/").header("host", "app.example").body(full("x".repeat(64 * 1024))).unwrap();
     assert_eq!(ask(address, request).await.0.status, 503);
     assert_eq!(asked.load(Ordering::SeqCst), 1);
@@ -140,7 +140,7 @@ async fn an_application_that_asks_for_patience_is_given_it() {
         }
     })
     .await;
-    let (_client, address) = before(retrying(), app).await;
+    let (_client, address) = before(retrying(), app);
     assert_eq!(ask(address, get("/")).await.0.status, 503);
     assert_eq!(asked.load(Ordering::SeqCst), 1, "a minute is longer than the longest pause");
 }
@@ -203,7 +203,7 @@ async fn a_try_that_takes_too_long_is_followed_by_another() {
         timeouts: Some(v1::Timeouts { per_try: Some(100), ..v1::Timeouts::default() }),
         ..v1::Traffic::default()
     };
-    let (_client, address) = before(traffic, app).await;
+    let (_client, address) = before(traffic, app);
     let (head, body) = ask(address, get("/")).await;
     assert_eq!((head.status.as_u16(), body.as_str()), (200, "second"));
 }
@@ -222,7 +222,7 @@ async fn a_request_ends_at_its_deadline_and_the_application_is_told_how_long_it_
     .await;
     let timeouts = v1::Timeouts { request: Some(300), ..v1::Timeouts::default() };
     let traffic = v1::Traffic { timeouts: Some(timeouts), ..v1::Traffic::default() };
-    let (_client, address) = before(traffic, app).await;
+    let (_client, address) = before(traffic, app);
     assert_eq!(ask(address, get("/")).await.0.status, 200);
     let begun = Instant::now();
     let (head, body) = ask(address, get("/slow")).await;
@@ -293,7 +293,7 @@ async fn when_no_endpoint_answers_nobody_waits_for_them() {
         async move { drop(stream) }
     })
     .await;
-    let (_client, address) = before(v1::Traffic::default(), dead).await;
+    let (_client, address) = before(v1::Traffic::default(), dead);
     let mut refused = 0;
     for _ in 0..50 {
         let (_, body) = ask(address, get("/")).await;
@@ -305,7 +305,7 @@ async fn when_no_endpoint_answers_nobody_waits_for_them() {
 #[tokio::test]
 async fn what_a_single_endpoint_answers_is_passed_on_whatever_it_is() {
     let (bad, asked) = failing(usize::MAX).await;
-    let (_client, address) = before(v1::Traffic::default(), bad).await;
+    let (_client, address) = before(v1::Traffic::default(), bad);
     for _ in 0..50 {
         assert_eq!(ask(address, get("/")).await.0.status, 503);
     }
@@ -322,7 +322,7 @@ async fn no_more_requests_are_under_way_than_the_bulkhead_allows() {
     let bulkhead =
         v1::Bulkhead { requests: 2, origin: "TrafficPolicy default/b".to_owned(), ..Default::default() };
     let traffic = v1::Traffic { bulkhead: Some(bulkhead), ..v1::Traffic::default() };
-    let (_client, address) = before(traffic, app).await;
+    let (_client, address) = before(traffic, app);
     let mut held = Vec::new();
     for _ in 0..2 {
         let mut client = http1(address).await;

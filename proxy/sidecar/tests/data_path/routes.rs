@@ -157,12 +157,12 @@ async fn a_redirect_answers_without_asking_anybody() {
 
 #[tokio::test]
 async fn a_mirror_sees_the_request_with_its_body_and_nobody_waits_for_it() {
-    let (seen, saw) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, saw) = tokio::sync::mpsc::channel(1);
     let shadow = http1_app(move |request: Request<hyper::body::Incoming>| {
         let seen = seen.clone();
         async move {
             let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
-            seen.send(body).unwrap();
+            seen.send(body).await.unwrap();
             std::future::pending::<Answer>().await
         }
     })

@@ -12,6 +12,7 @@ use crate::policies::Picture;
 /// Host -> what a look-up of it says.
 type Zone = Arc<Mutex<BTreeMap<&'static str, Result<Found, String>>>>;
 
+#[expect(clippy::unnecessary_wraps, reason = "as the channel of resolutions has it")]
 fn resolution(revision: u64, specs: &[(&str, Value)]) -> Option<Arc<Resolution>> {
     let policies: Policies = specs
         .iter()
@@ -136,7 +137,7 @@ async fn a_host_without_an_answer_is_a_service_without_endpoints_and_holds_nobod
     let snapshot = bench.until(|snapshot| snapshot.sync == Sync::Synced).await;
     assert!(addresses(&snapshot, "api.shop").is_empty());
     assert!(snapshot.faults[0].reason.contains("no answer within 5 s"), "{snapshot:?}");
-    assert!(now.elapsed().unwrap() < Duration::from_secs(60));
+    assert!(now.elapsed().unwrap() < Duration::from_mins(1));
 
     // A second host of a known service is tried before the service changes.
     bench.answers("silent.example.com", &["192.0.2.1"], 60);

@@ -354,7 +354,7 @@ impl Exchange {
             State::Over | State::Connecting => {}
             State::Asked if unprocessed => self.unprocessed(worker, key),
             _ if self.held.is_some() => {
-                self.broken(worker, key, format!("the endpoint reset its answer: {code}"), None)
+                self.broken(worker, key, format!("the endpoint reset its answer: {code}"), None);
             }
             State::Asked => {
                 let reset = Some(code).filter(|_| by_peer && !self.message.is_h1());
@@ -475,7 +475,7 @@ impl Exchange {
         match entry.still_admits(worker, Some(&self.head)) {
             Ok(epoch) => admission.epoch = epoch,
             Err(refusal) if matches!(self.state, State::Connecting | State::Asked) => {
-                self.refuse(worker, refusal)
+                self.refuse(worker, refusal);
             }
             Err(refusal) => {
                 worker.ctx.metrics.refused(Direction::Inbound, refusal.reason.code());
