@@ -6,6 +6,7 @@ use anyhow::ensure;
 use outrigger_e2e::app::{CONTROL_PORT, Faults};
 use outrigger_e2e::load::{Load, Plan};
 use outrigger_e2e::mesh::{Mesh, Setup, Workload};
+use outrigger_e2e::wait::wait_until;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
@@ -59,23 +60,20 @@ impl World {
         if !policies.is_empty() {
             self.mesh.apply(policies).await?;
         }
-        // An endpoint that was put aside in an earlier case comes back in its own time.
-        self.wait_all_seen().await?;
+        self.wait_even().await?;
         Ok(replicas)
     }
 
-    /// Waits until each replica has answered since now.
-    async fn wait_all_seen(&self) -> anyhow::Result<()> {
-        let mut missing = REPLICAS.to_vec();
-        let start = Instant::now();
-        while !missing.is_empty() {
-            ensure!(start.elapsed() < Duration::from_secs(60), "these replicas do not answer: {missing:?}");
-            if let Ok(reply) = self.web.get(ORDERS, HTTP, "/work").await {
-                missing.retain(|missing| *missing != reply.text());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+    /// Waits until each replica takes its share: one that had failed in an earlier case comes back in its own time.
+    async fn wait_even(&self) -> anyhow::Result<()> {
+        wait_until(Duration::from_secs(60), "every replica to take its share", || async {
+            let outcome =
+                Load::for_duration(&self.web.host, self.plan(300).await?, Duration::from_secs(1)).await?;
+            let even = REPLICAS.iter().all(|name| outcome.share_of(name) > 0.15);
+            ensure!(even && outcome.failed() == 0, "{outcome}");
+            Ok(())
+        })
+        .await
     }
 
     /// What `web` sends to `orders`.
