@@ -58,19 +58,23 @@ async fn breaker(world: Arc<World>, call: Call) -> anyhow::Result<()> {
     let healed = load.now();
     bad.suffer(Faults::default()).await?;
     // Each of two probes in turn may have to wait for the whole of the longest ejection.
-    let before = bad.counts().await?;
     let start = Instant::now();
-    while bad.counts().await?.calls < before.calls + 100 {
+    while world.ejected().await? > 0 {
         ensure!(start.elapsed() < 3 * MAX_EJECTION, "the endpoint was not taken back");
         sleep(Duration::from_millis(20)).await;
     }
     let back = start.elapsed();
+    // What it gets is the balancer's to say, which remembers failures for a while.
+    let returned = load.now();
+    sleep(Duration::from_secs(5)).await;
     let outcome = load.stop().await?;
     // What was under way when the breaker opened ends as it ends.
     let afterwards = outcome.between(tripped + Duration::from_millis(100), healed);
     println!("tripped after {aside:?} and {failures} failures\n  afterwards: {afterwards}");
+    let share = outcome.between(returned, Duration::MAX).share_of(REPLICAS[0]);
     let name = |what: &str| format!("L9: {}: {what}", protocol(call));
     hold(&[
+        Figure::info(&name("share in the 5 s after it was taken back"), "%", share * 100.0),
         Figure::at_most(
             &name("failures until it is put aside"),
             "requests",

@@ -105,6 +105,14 @@ impl World {
         Ok(picks)
     }
 
+    /// How many endpoints of `orders` are put aside, by the count of `web`'s sidecar.
+    pub(crate) async fn ejected(&self) -> anyhow::Result<u64> {
+        let metrics = self.web.admin("/metrics").await?.expect(200)?.text();
+        let gauge = "outrigger_ejected_endpoints{service=\"orders.default\"} ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(gauge));
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default())
+    }
+
     /// How long after `begun`, when its picks were `first`, `web`'s sidecar chose `replica` for the last time before it was put
     /// aside; and how often it did from then on.
     pub(crate) async fn put_aside(
