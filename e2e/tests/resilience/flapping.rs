@@ -45,7 +45,7 @@ async fn flapping(world: Arc<World>) -> anyhow::Result<()> {
     });
     let node = json!({ "Node": { "Verb": "set", "Node": { "Node": NODE, "Address": "10.77.0.180" } } });
     transact(&world, std::iter::once(node).chain(services).collect()).await?;
-    set(&world, true).await?;
+    set(&world, |_| true).await?;
 
     let token =
         world.mesh.token("flappy", &["flappy"], &["--uses", "reusable", "--cidr", "10.77.0.0/24"]).await?;
@@ -108,21 +108,23 @@ async fn flapping(world: Arc<World>) -> anyhow::Result<()> {
 /// Flaps for `length`; how often everything changed.
 async fn flap(world: &World, length: Duration) -> anyhow::Result<u32> {
     let (start, mut half, mut changes) = (Instant::now(), interval(HALF), 0);
+    // By chance: whoever looks at every second state must not see the same one each time.
+    let mut rng = fastrand::Rng::with_seed(12);
     while start.elapsed() < length {
         half.tick().await;
-        set(world, changes % 2 == 1).await?;
+        set(world, |_| rng.bool()).await?;
         changes += 1;
     }
-    set(world, true).await?;
+    set(world, |_| true).await?;
     // What was said last has arrived.
     sleep(Duration::from_millis(500)).await;
     Ok(changes)
 }
 
 /// Says of each of them that it is healthy, or not.
-async fn set(world: &World, healthy: bool) -> anyhow::Result<()> {
-    let status = if healthy { "passing" } else { "critical" };
+async fn set(world: &World, mut healthy: impl FnMut(Ipv4Addr) -> bool) -> anyhow::Result<()> {
     let checks = addresses().map(|address| {
+        let status = if healthy(address) { "passing" } else { "critical" };
         json!({ "Check": { "Verb": "set", "Check": {
             "Node": NODE, "CheckID": format!("check-{address}"), "Name": "flaps", "ServiceID": format!("flappy-{address}"),
             "Status": status,

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use outrigger_e2e::figures::{Figure, hold};
 use outrigger_e2e::mesh::Workload;
 use outrigger_e2e::suite::{Case, case, length};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::world::{BASELINE, RATE, RETRIES, World, revive};
 
@@ -73,9 +73,10 @@ async fn one_gone(world: Arc<World>, gone: Gone) -> anyhow::Result<()> {
     let mut replicas = world.ready(RETRIES).await?;
     let load = world.load(RATE).await?;
     sleep(BASELINE).await;
-    let begun = load.now();
+    let first = world.picks(&replicas[0]).await?;
+    let (begun, fault) = (load.now(), Instant::now());
     gone.begin(&mut replicas[0]).await?;
-    let aside = world.put_aside(&replicas[0], Duration::from_secs(10)).await;
+    let aside = world.put_aside(&replicas[0], fault, first).await;
     sleep((begun + length(20, 300)).saturating_sub(load.now())).await;
     let ended = load.now();
     gone.end(&mut replicas[0]).await?;

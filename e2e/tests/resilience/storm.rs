@@ -139,6 +139,8 @@ async fn chain(world: Arc<World>, breaker: bool) -> anyhow::Result<()> {
     let worst = arrivals.worst(&outcome);
     println!("{outcome}\n  at worst {worst:.3} arrivals for each request");
     drop(hops);
+    // Hops that are too slow to hand on anything amplify nothing.
+    ensure!(worst > 0.9, "only {worst:.2} of each request arrived: the hops are overloaded");
     ensure!(outcome.succeeded == 0, "{} requests succeeded", outcome.succeeded);
     let what = if breaker { "the default breaker" } else { "budgets alone" };
     hold(&[Figure::at_most(&format!("L18: at the end of a chain of four, {what}"), "times", 1.5, worst)])

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use outrigger_e2e::app::{CONTROL_PORT, Faults};
 use outrigger_e2e::load::{Load, Plan};
 use outrigger_e2e::mesh::{Mesh, Setup, Workload};
+use outrigger_e2e::wait::wait_until;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
@@ -19,9 +20,9 @@ pub(crate) const BASELINE: Duration = Duration::from_secs(5);
 /// The replicas, by name.
 pub(crate) const REPLICAS: [&str; 3] = ["orders-1", "orders-2", "orders-3"];
 
-/// An endpoint that three hundred requests a second would have found, and none did for so long, is put aside. Shorter than the
-/// shortest ejection (half of a second).
-const QUIET: Duration = Duration::from_millis(300);
+/// Others that were chosen in a row, so that one of three was put aside and not merely passed over: by chance that happens once in
+/// 10^17 times. At [`RATE`] they take a tenth of a second, and the shortest ejection is half of one.
+const IN_A_ROW: u64 = 100;
 
 pub(crate) struct World {
     pub(crate) mesh: Mesh,
@@ -59,23 +60,20 @@ impl World {
         if !policies.is_empty() {
             self.mesh.apply(policies).await?;
         }
-        // An endpoint that was put aside in an earlier case comes back in its own time.
-        self.wait_all_seen().await?;
+        self.wait_even().await?;
         Ok(replicas)
     }
 
-    /// Waits until each replica has answered since now.
-    async fn wait_all_seen(&self) -> anyhow::Result<()> {
-        let mut missing = REPLICAS.to_vec();
-        let start = Instant::now();
-        while !missing.is_empty() {
-            ensure!(start.elapsed() < Duration::from_mins(1), "these replicas do not answer: {missing:?}");
-            if let Ok(reply) = self.web.get(ORDERS, HTTP, "/work").await {
-                missing.retain(|missing| *missing != reply.text());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+    /// Waits until each replica takes its share: one that had failed in an earlier case comes back in its own time.
+    async fn wait_even(&self) -> anyhow::Result<()> {
+        wait_until(Duration::from_secs(60), "every replica to take its share", || async {
+            let outcome =
+                Load::for_duration(&self.web.host, self.plan(300).await?, Duration::from_secs(1)).await?;
+            let even = REPLICAS.iter().all(|name| outcome.share_of(name) > 0.15);
+            ensure!(even && outcome.failed() == 0, "{outcome}");
+            Ok(())
+        })
+        .await
     }
 
     /// What `web` sends to `orders`.
@@ -89,36 +87,59 @@ impl World {
         Ok(Load::start(&self.web.host, self.plan(rate).await?))
     }
 
-    /// How often `web`'s sidecar has chosen an endpoint of `orders`, by its own count.
-    pub(crate) async fn picks(&self, replica: &Workload) -> anyhow::Result<u64> {
+    /// How often `web`'s sidecar has chosen `replica`, and the others of `orders`, by its own count.
+    pub(crate) async fn picks(&self, replica: &Workload) -> anyhow::Result<Picks> {
         let metrics = self.web.admin("/metrics").await?.expect(200)?.text();
         // Consul's id of the instance, after datacenter and node.
         let id = format!("/orders-{}\"", replica.host.name());
-        let of = |line: &&str| line.starts_with("outrigger_balancer_picks_total{") && line.contains(&id);
-        let counts = metrics.lines().filter(of);
-        Ok(counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+        let mut picks = Picks { of_it: 0, of_others: 0 };
+        for line in metrics.lines().filter(|line| line.starts_with("outrigger_balancer_picks_total{")) {
+            let count =
+                line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or_default();
+            if line.contains(&id) {
+                picks.of_it += count;
+            } else if line.contains("/orders-") {
+                picks.of_others += count;
+            }
+        }
+        Ok(picks)
     }
 
-    /// How long it takes, from now on, until `web`'s sidecar no longer chooses `replica`; and how often it did meanwhile.
+    /// How many endpoints of `orders` are put aside, by the count of `web`'s sidecar.
+    pub(crate) async fn ejected(&self) -> anyhow::Result<u64> {
+        let metrics = self.web.admin("/metrics").await?.expect(200)?.text();
+        let gauge = "outrigger_ejected_endpoints{service=\"orders.default\"} ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(gauge));
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or_default())
+    }
+
+    /// How long after `begun`, when its picks were `first`, `web`'s sidecar chose `replica` for the last time before it was put
+    /// aside; and how often it did from then on.
     pub(crate) async fn put_aside(
         &self,
         replica: &Workload,
-        limit: Duration,
+        begun: Instant,
+        first: Picks,
     ) -> anyhow::Result<(Duration, u64)> {
-        let start = Instant::now();
-        let first = self.picks(replica).await?;
-        ensure!(first > 0, "{} was never chosen", replica.host.name());
-        let (mut count, mut changed) = (first, start);
-        while changed.elapsed() < QUIET {
-            ensure!(start.elapsed() < limit, "{} is still chosen after {limit:?}", replica.host.name());
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        let (mut last, mut changed) = (first, begun);
+        loop {
             let now = self.picks(replica).await?;
-            if now != count {
-                (count, changed) = (now, Instant::now());
+            if now.of_it != last.of_it {
+                (last, changed) = (now, Instant::now());
+            } else if now.of_others - last.of_others >= IN_A_ROW {
+                return Ok((changed - begun, last.of_it - first.of_it));
             }
+            ensure!(begun.elapsed() < LIMIT, "{} is still chosen after {LIMIT:?}", replica.host.name());
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Ok((changed - start, count - first))
     }
+}
+
+/// How often endpoints were chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Picks {
+    of_it: u64,
+    of_others: u64,
 }
 
 /// Starts what has ended, wakes what was stopped.
