@@ -13,6 +13,7 @@ use crate::harness::{Announcing, Bench, DEADLINE, Discovery, identity, soon};
 const ORDERS: &str = "kind: Service\nname: orders\nnamespace: shop\nports: [{port: 80, protocol: HTTP1}]\nendpoints:\n- {address: 127.0.0.1, port: 9001, identity: 'spiffe://outrigger.local/ns/shop/sa/orders'}\n";
 const OTHER: &str = "kind: Service\nname: other\nnamespace: shop\nports: [{port: 80, protocol: HTTP1}]\nendpoints:\n- {address: 127.0.0.2, port: 9002, identity: 'spiffe://outrigger.local/ns/shop/sa/other'}\n";
 
+#[expect(clippy::needless_pass_by_value, reason = "written where it is called")]
 fn object(kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
     json!({
         "apiVersion": "outrigger.dev/v1alpha1", "kind": kind,
