@@ -66,7 +66,7 @@ impl World {
 
     /// Waits until each replica takes its share: one that had failed in an earlier case comes back in its own time.
     async fn wait_even(&self) -> anyhow::Result<()> {
-        wait_until(Duration::from_secs(60), "every replica to take its share", || async {
+        wait_until(Duration::from_mins(1), "every replica to take its share", || async {
             let outcome =
                 Load::for_duration(&self.web.host, self.plan(300).await?, Duration::from_secs(1)).await?;
             let even = REPLICAS.iter().all(|name| outcome.share_of(name) > 0.15);
