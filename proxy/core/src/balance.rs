@@ -302,6 +302,10 @@ impl Balancer {
         match outcome {
             Outcome::Success { rtt } => {
                 let rtt = rtt.as_secs_f64();
+                if token.is_trial {
+                    // It is back: what it failed at before is no estimate any more, and would keep it idle.
+                    slot.estimate = None;
+                }
                 slot.succeeded(rtt, typical, now);
                 let typical = self.typical.get_or_insert(rtt);
                 *typical += (rtt - *typical) * TYPICAL_STEP;

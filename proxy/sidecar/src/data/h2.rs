@@ -140,6 +140,11 @@ impl H2 {
         })
     }
 
+    /// Whether the peer has said anything since then.
+    pub(super) fn was_heard_since(&self, at: Instant) -> bool {
+        self.heard.get() >= at
+    }
+
     /// Reads until the connection ends.
     pub(super) async fn run(self: Rc<Self>, worker: Rc<Worker>) {
         std::future::poll_fn(|cx| self.poll(cx, &worker)).await;

@@ -154,6 +154,15 @@ impl Pool {
         }
     }
 
+    /// Nothing is heard on a connection: what comes from now on makes another one, for a path that was cut and is whole again is
+    /// found out by a new connection at once, by an old one when its next retransmission is due.
+    pub(super) fn forget(&self, worker: &Worker, key: &PoolKey, connection: &Rc<H2>) {
+        if let Some(slot) = self.slots.borrow_mut().get_mut(key) {
+            slot.connections.retain(|other| !Rc::ptr_eq(other, connection));
+        }
+        worker.retire(connection);
+    }
+
     /// A connection has gone. Those that wait for its SETTINGS begin anew.
     pub(super) fn ended(&self, worker: &Rc<Worker>, target: &PoolKey, connection: &Rc<H2>) {
         let mut slots = self.slots.borrow_mut();

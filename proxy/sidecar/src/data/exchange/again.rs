@@ -16,7 +16,7 @@ use outrigger_core::{
 use outrigger_http::h2::Code;
 
 use super::{Exchange, State};
-use crate::data::{Worker, exchanges::Key, reasons::Refusal, view::Seen};
+use crate::data::{Worker, exchanges::Key, leg::Leg, reasons::Refusal, view::Seen};
 
 /// What was tried, and what an exchange waits for.
 #[derive(Default)]
@@ -100,10 +100,27 @@ impl Exchange {
             State::Over | State::Switched => {}
             State::Connecting | State::Asked => {
                 let took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
+                let limit = self.plan.traffic.as_ref().and_then(|traffic| traffic.timeouts.request.flatten());
+                // How long a caller has patience says nothing of the endpoint; what the policy calls too long does.
+                if limit.is_some_and(|limit| took >= limit) {
+                    self.was_silent(worker);
+                }
                 let text = format!("not answered within {} ms", took.as_millis());
                 self.refuse(worker, Refusal::new(Reason::RequestTimeout, text));
             }
             State::Answering => self.cut(worker, Code::CANCEL),
+        }
+    }
+
+    /// The endpoint has not answered in time. Where nothing at all was heard on its connection since, nobody else is to wait for it.
+    pub(super) fn was_silent(&mut self, worker: &Worker) {
+        let Some(attempt) = &mut self.attempt else { return };
+        attempt.failed();
+        if let (Some(Leg::H2(connection, _)), Some(target), Some(begun)) =
+            (&self.up, &self.target, self.begun)
+            && !connection.was_heard_since(begun)
+        {
+            worker.pool.forget(worker, target, connection);
         }
     }
 
@@ -116,6 +133,7 @@ impl Exchange {
             None => "no answer within the time-out of one try".to_owned(),
         };
         let refusal = Refusal::new(Reason::RequestTimeout, text);
+        self.was_silent(worker);
         self.failed_try(worker, key, &Failure::PerTryTimeout, refusal);
     }
 

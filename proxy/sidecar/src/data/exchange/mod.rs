@@ -498,6 +498,7 @@ impl Exchange {
             && passed(self.asked_at, limit)
         {
             let text = format!("no response in {limit:?}");
+            self.was_silent(worker);
             return self.refuse(worker, Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text));
         }
         let Some(limit) = self.plan.idle(timeouts.idle.enabled()) else { return };
