@@ -45,6 +45,13 @@ pub struct Case<W> {
     run: Run<W>,
 }
 
+impl<W> Case<W> {
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// Makes a case from an async function.
 pub fn case<W, F, Fut>(name: impl Into<String>, run: F) -> Case<W>
 where

@@ -107,7 +107,7 @@ impl Controller {
         for (index, source) in sources.into_iter().enumerate() {
             tasks.spawn(follow(index, source, Arc::clone(&mesh), stop.clone()));
         }
-        let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions);
+        let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions, tasks.clone());
         tasks.spawn(until(stop.clone(), resolving));
         let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
         let own = keep_renewed(

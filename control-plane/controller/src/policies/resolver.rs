@@ -16,6 +16,7 @@ use outrigger_policy::resolve::{self, External, Resolved, ServicePolicy};
 use outrigger_policy::{Key, Policies};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::Picture;
 use crate::mesh::Mesh;
@@ -142,11 +143,13 @@ impl Resolution {
     }
 }
 
-/// Resolves until the store ends; hands each resolution to the mesh, then publishes it.
+/// Resolves until the store ends; hands each resolution to the mesh, then publishes it. What works on one when the controller
+/// stops is one of `tasks`: it holds the mesh, and with it the store, that another controller may open next.
 pub(crate) async fn run(
     mut pictures: watch::Receiver<Arc<Picture>>,
     mesh: Arc<Mesh>,
     resolutions: watch::Sender<Option<Arc<Resolution>>>,
+    tasks: TaskTracker,
 ) {
     loop {
         let picture = Arc::clone(&pictures.borrow_and_update());
@@ -154,7 +157,7 @@ pub(crate) async fn run(
         mesh.metrics().policy_store_synced.set((picture.sync == Sync::Synced).into());
         if picture.sync != Sync::Never {
             let of = Arc::clone(&mesh);
-            let worked = tokio::task::spawn_blocking(move || {
+            let worked = tasks.spawn_blocking(move || {
                 let resolution = Arc::new(Resolution::new(&picture, of.policy_catalog()));
                 of.adopt(&resolution);
                 resolution
