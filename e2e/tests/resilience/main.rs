@@ -24,7 +24,7 @@ use world::World;
 const SHORT: [&str; 5] = [
     "L9: one of three answers 503",
     "L9: one of three answers gRPC status 14, retries",
-    "L11",
+    "L11: every endpoint in a black hole",
     "L12",
     "L18: every request fails, ",
 ];
