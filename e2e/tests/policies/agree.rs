@@ -155,7 +155,11 @@ async fn agree(world: Arc<World>) -> anyhow::Result<()> {
         let allowed = ask(&world.web, &service("echo"), 80, &plain("/public/a")).await?;
         let denied = ask(&world.batch, &service("echo"), 80, &plain("/cart/a")).await?;
         let missing = ask(&world.web, &service("echo"), 80, &plain("/other")).await?;
+        // What is allowed is so without policies, too: the other backend is known by what it denies.
+        let closed = Asked { method: "PUT".to_owned(), ..plain("/./cart/a;b?q=%31") };
+        let closed = ask(&world.web, &service("echo"), 80, &closed).await?;
         ensure!(allowed.app.is_some(), "{:?}", allowed.reply.reason());
+        ensure!(closed.reply.status == 403, "{:?}", closed.reply.reason());
         ensure!(denied.reply.status == 403 && missing.reply.status == 404, "{:?}", denied.reply.reason());
         Ok(())
     })
