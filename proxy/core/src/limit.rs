@@ -29,6 +29,7 @@ use outrigger_api::v1;
 use crate::{
     access::Caller,
     criteria::{Operation, Seen, Sense, Source, is_connection, is_from, is_request, ports},
+    padded::Padded,
     path::EscapedSlashes,
     request::View,
 };
@@ -47,11 +48,8 @@ const PLACES: usize = 16;
 
 const NANOS: u64 = 1_000_000_000;
 
-/// One word on a cache line of its own: neighbours of a hot word would be as slow. 128: processors fetch lines in
-/// pairs.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Cell(AtomicU64);
+/// One word: neighbours of a hot one would be as slow.
+type Cell = Padded<AtomicU64>;
 
 /// A rate with a burst. Times are nanoseconds since a moment before the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -318,13 +318,11 @@ impl OpenGuard {
         Self { gauge, permit: None }
     }
 
-    /// Keeps a permit as long.
+    /// Keeps a permit, if there is one, as long.
     #[must_use]
-    pub fn holding(self, permit: Permit) -> Self {
-        // `Self` has a `Drop`, so it cannot be taken apart.
-        let mut guard = self;
-        guard.permit = Some(permit);
-        guard
+    pub fn holding(mut self, permit: Option<Permit>) -> Self {
+        self.permit = permit;
+        self
     }
 }
 

@@ -78,10 +78,7 @@ impl Apps {
             };
             let connection = match Box::pin(tls::dial(&worker.ctx, address, whom)).await {
                 Ok(tcp) => {
-                    let mut open = worker.ctx.metrics.connection(direction, "plain_h1");
-                    if let Some(permit) = permit {
-                        open = open.holding(permit);
-                    }
+                    let open = worker.ctx.metrics.connection(direction, "plain_h1").holding(permit);
                     let side = Side::Application { address, _open: open };
                     H1::new(&worker, Wire::plain(tcp, Vec::new()), side)
                 }

@@ -13,6 +13,7 @@ use outrigger_core::{
     limit::{OpenConnection, Refused},
     path,
     reason::Reason,
+    request::View,
 };
 use outrigger_http::head::RequestHead;
 
@@ -55,7 +56,8 @@ impl Entry {
             return Ok(admission);
         }
         let now = Instant::now();
-        match policy.limits.check(&self.caller(), self.port(), &Seen(head), view_path(head), now) {
+        let seen = Seen(head);
+        match policy.limits.check(&self.caller(), self.port(), &seen, seen.path(), now) {
             Ok(audits) => count_limits(worker, &audits, "would_refuse"),
             Err(limited) => {
                 count_limits(worker, std::slice::from_ref(&limited), "refused");
@@ -130,7 +132,10 @@ impl Entry {
         };
         let caller = self.caller();
         let verdict = match head {
-            Some(head) => access.request(&caller, self.port(), &Seen(head), view_path(head)),
+            Some(head) => {
+                let seen = Seen(head);
+                access.request(&caller, self.port(), &seen, seen.path())
+            }
             None => access.connection(&caller, self.port()),
         };
         let is_probe = matches!(verdict.by, By::Probe);
@@ -183,7 +188,7 @@ impl Entry {
             Some(head) => format!(
                 "{who} may not {} {} on port {}",
                 String::from_utf8_lossy(head.method()),
-                String::from_utf8_lossy(view_path(head)),
+                String::from_utf8_lossy(Seen(head).path()),
                 self.port()
             ),
             None => format!("{who} may not connect to port {}", self.port()),
@@ -212,10 +217,4 @@ fn count_limits(worker: &Worker, refused: &[Refused], outcome: &'static str) {
     for limited in refused {
         worker.ctx.metrics.limited(&limited.policy, &limited.limit, outcome);
     }
-}
-
-/// The path without its query.
-fn view_path(head: &RequestHead) -> &[u8] {
-    let target = head.path().unwrap_or_default();
-    &target[..target.iter().position(|byte| *byte == b'?').unwrap_or(target.len())]
 }

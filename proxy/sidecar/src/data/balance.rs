@@ -61,9 +61,7 @@ impl Shared {
             counted: RefCell::default(),
         }
     }
-}
 
-impl Shared {
     /// The ids of the endpoints on a port that this proxy uses.
     pub(super) fn used(&self, service: &Arc<Service>, port: u16) -> Vec<Arc<str>> {
         let mut balancer = self.balancer.borrow_mut();
@@ -122,17 +120,17 @@ impl Route {
 
     /// A place among the service's requests.
     pub(crate) fn holds_request(&self) -> Result<Permit, Refusal> {
-        self.bounded(outrigger_core::bulkhead::Permits::request, "requests are under way")
+        self.bounded(Permits::request, "requests are under way")
     }
 
     /// A place among the requests that wait for a connection to the service.
     pub(crate) fn holds_pending(&self) -> Result<Permit, Refusal> {
-        self.bounded(outrigger_core::bulkhead::Permits::pending, "requests wait for a connection")
+        self.bounded(Permits::pending, "requests wait for a connection")
     }
 
     /// A place among the connections to the service.
     pub(crate) fn holds_connection(&self) -> Result<Permit, Refusal> {
-        self.bounded(outrigger_core::bulkhead::Permits::connection, "connections are open")
+        self.bounded(Permits::connection, "connections are open")
     }
 
     fn bounded(
@@ -140,7 +138,7 @@ impl Route {
         take: impl FnOnce(&Permits, Option<&Bulkhead>) -> Option<Permit>,
         what: &str,
     ) -> Result<Permit, Refusal> {
-        let service = self.target.service.load();
+        let service = self.target.service.peek();
         let bulkhead = service.traffic.as_ref().and_then(|traffic| traffic.bulkhead.as_ref());
         take(self.shared.live.permits(), bulkhead).ok_or_else(|| {
             let origin = bulkhead.map_or("", |bulkhead| &bulkhead.origin);
@@ -151,7 +149,7 @@ impl Route {
 
     /// The most streams on one connection, where a policy says it.
     pub(crate) fn most_streams(&self) -> Option<u32> {
-        let service = self.target.service.load();
+        let service = self.target.service.peek();
         service.traffic.as_ref()?.bulkhead.as_ref()?.streams
     }
 

@@ -258,13 +258,13 @@ async fn open(route: &Route, attempt: &Attempt, permit: Permit) -> Result<Upstre
     let edge = Some(attempt.edge.clone());
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
         let stream = tls::dial(&worker.ctx, attempt.address, Whom::Outside).await?;
-        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(permit);
+        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(Some(permit));
         return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), edge, open: vec![open] });
     };
     let secured = tls::connect(worker, &key).await.inspect_err(|error| {
         metrics.handshake_failed(Direction::Outbound, error.reason.code());
     })?;
-    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(permit);
+    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(Some(permit));
     let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
     Ok(Upstream { wire: secured.wire, edge, open: vec![open, info] })
 }

@@ -265,9 +265,6 @@ async fn connect(
         }
     };
     let kind = if info.is_some() { "mesh_h2" } else { "plain_h2" };
-    let mut open = metrics.connection(Direction::Outbound, kind);
-    if let Some(permit) = permit {
-        open = open.holding(permit);
-    }
+    let open = metrics.connection(Direction::Outbound, kind).holding(permit);
     Ok(H2::client(worker, wire, key.clone(), move_at, [Some(open), info]))
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use outrigger_core::{
     model::Service,
     resolve::{Knowledge, Ranges},
@@ -65,6 +65,11 @@ impl ServiceHandle {
     /// The service as last pushed; without endpoints when its source has removed it.
     pub fn load(&self) -> Arc<Service> {
         self.0.current.load_full()
+    }
+
+    /// The same for a short look, which leaves the count that all threads share alone.
+    pub fn peek(&self) -> Guard<Arc<Service>> {
+        self.0.current.load()
     }
 
     /// Replaces what all handles see.

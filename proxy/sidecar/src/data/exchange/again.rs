@@ -234,7 +234,7 @@ impl Exchange {
     }
 
     fn hedge_if_it_may(&mut self, worker: &Rc<Worker>, key: Key) {
-        let Some(retry_budget) = self.plan.traffic.clone() else { return };
+        let Some(traffic) = self.plan.traffic.clone() else { return };
         let is_whole = self.request.ended && self.request.is_repeatable();
         let may = self.state == State::Asked
             && self.rival.is_none()
@@ -242,7 +242,11 @@ impl Exchange {
             && retry::is_safe_to_repeat(&Seen(&self.head));
         let Some(route) = self.way().cloned().filter(|route| may && !route.is_pinned()) else { return };
         let now = Instant::now();
-        if route.takes_from_budget(&retry_budget.retry.clone().unwrap_or_default(), now) {
+        let fits = match &traffic.retry {
+            Some(retry) => route.takes_from_budget(retry, now),
+            None => route.takes_from_budget(&Retry::default(), now),
+        };
+        if fits {
             route.counts_retry("hedged");
             self.hedge(worker, key);
         } else {

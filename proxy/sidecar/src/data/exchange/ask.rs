@@ -246,7 +246,7 @@ impl Exchange {
     pub(super) fn has_others(&self) -> bool {
         let Some(route) = self.way() else { return false };
         let others = |id: &Arc<str>| !self.tried.contains(id);
-        route.target.service.load().endpoints.iter().any(|endpoint| others(&endpoint.id))
+        route.target.service.peek().endpoints.iter().any(|endpoint| others(&endpoint.id))
     }
 
     fn try_again(&mut self, worker: &Rc<Worker>, key: Key) {

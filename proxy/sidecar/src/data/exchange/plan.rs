@@ -95,7 +95,7 @@ impl Exchange {
         if route.is_pinned() {
             return Planned::Goes;
         }
-        let service = route.target.service.load();
+        let service = route.target.service.peek();
         let found = service.routes.find(route.target.port, &Seen(&self.head));
         let traffic = match found {
             Found::NoRoutes => service.traffic.clone(),
