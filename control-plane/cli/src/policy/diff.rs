@@ -9,7 +9,7 @@ use outrigger_policy::{Object, effective, resolve, text};
 
 use super::{
     Scope, api,
-    files::{self, Faults, Files},
+    files::{self, Files},
     overlay::overlay,
 };
 use crate::{
@@ -30,15 +30,7 @@ impl Arguments {
         let parsed = files::objects(&self.files.files, &self.scope.namespace()?)?;
         files::warn(&parsed);
         let (policies, catalog) = api::everything(&self.scope.server()?).await?;
-        let objects: Vec<Object> = parsed.iter().map(|parsed| parsed.object.clone()).collect();
-        let findings = outrigger_policy::validate(&objects, &policies, &catalog);
-        for warning in &findings.warnings {
-            eprintln!("warning: {}", files::place(warning, &parsed));
-        }
-        if !findings.errors.is_empty() {
-            let faults = findings.errors.iter().map(|finding| files::place(finding, &parsed));
-            return Err(Faults(faults.collect()).into());
-        }
+        let objects = files::validated(&parsed, &policies, &catalog)?;
         let paint = Paint::stdout();
         let mut text = String::new();
         for object in &objects {

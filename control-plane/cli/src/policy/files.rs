@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use outrigger_policy::{Documents, Fault, Finding, Key, Object, Parsed, parse};
+use outrigger_policy::{Catalog, Documents, Fault, Finding, Key, Object, Parsed, Policies, parse};
 
 use crate::client::Refusal;
 
@@ -104,6 +104,19 @@ pub(super) fn objects(files: &[PathBuf], namespace: &str) -> Result<Vec<Parsed>>
     if twice.is_empty() { Ok(objects) } else { Err(Faults(twice).into()) }
 }
 
+/// The objects of what was read, checked against what is there: warnings are told, faults are the error.
+pub(super) fn validated(parsed: &[Parsed], policies: &Policies, catalog: &Catalog) -> Result<Vec<Object>> {
+    let objects: Vec<Object> = parsed.iter().map(|parsed| parsed.object.clone()).collect();
+    let findings = outrigger_policy::validate(&objects, policies, catalog);
+    for warning in &findings.warnings {
+        eprintln!("warning: {}", place(warning, parsed));
+    }
+    if findings.errors.is_empty() {
+        return Ok(objects);
+    }
+    Err(Faults(findings.errors.iter().map(|finding| place(finding, parsed)).collect()).into())
+}
+
 /// Reads all of `files` as objects and tests; every fault of every file is told.
 pub(super) fn documents(files: &[PathBuf], namespace: &str) -> Result<Documents> {
     let parse = |source: &Source| outrigger_policy::parse_with_tests(&source.name, &source.text, namespace);
@@ -165,7 +178,7 @@ pub(super) fn locate(error: anyhow::Error, parsed: &[Parsed]) -> anyhow::Error {
 }
 
 /// A finding, with its place in the files.
-pub(super) fn place(finding: &Finding, parsed: &[Parsed]) -> Fault {
+fn place(finding: &Finding, parsed: &[Parsed]) -> Fault {
     place_of(&finding.key.to_string(), &finding.path, &finding.message, parsed)
 }
 

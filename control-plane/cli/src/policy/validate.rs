@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{
     Scope, api,
-    files::{self, Faults, Files},
+    files::{self, Files},
 };
 use crate::output;
 
@@ -27,15 +27,7 @@ impl Arguments {
         let mut checked = "references were not checked (--live does)";
         if self.live {
             let (policies, catalog) = api::everything(&self.scope.server()?).await?;
-            let objects: Vec<_> = parsed.iter().map(|parsed| parsed.object.clone()).collect();
-            let findings = outrigger_policy::validate(&objects, &policies, &catalog);
-            for warning in &findings.warnings {
-                eprintln!("warning: {}", files::place(warning, &parsed));
-            }
-            if !findings.errors.is_empty() {
-                let faults = findings.errors.iter().map(|finding| files::place(finding, &parsed));
-                return Err(Faults(faults.collect()).into());
-            }
+            files::validated(&parsed, &policies, &catalog)?;
             checked = "references were checked";
         }
         let objects = if parsed.len() == 1 { "object is" } else { "objects are" };
