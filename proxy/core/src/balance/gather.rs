@@ -126,11 +126,10 @@ impl Balancer {
             let all = || on_port.serving.iter().copied().filter(in_tier);
             // All that there are, and not only those that we use: another one may still work.
             if members().next().is_some() && members().chain(all()).all(|at| on_port.is_dead(at)) {
-                found.extend(members().filter(|at| allowed(*at)).map(|at| (at, 0)));
-                if !found.is_empty() && on_port.group.begins_trial(millis) {
+                if let Some(at) = Self::takes_turn(on_port, all, allowed, millis) {
+                    found.push((at, 0));
                     return Gathered::Candidates;
                 }
-                found.clear();
                 all_failing = true;
                 continue;
             }
@@ -158,6 +157,20 @@ impl Balancer {
             return Gathered::AllFailing;
         }
         self.last_resort(on_port, now, allowed, found)
+    }
+
+    /// Which of `all`, who all fail, this request tries.
+    fn takes_turn<All: Iterator<Item = usize>>(
+        on_port: &OnPort,
+        all: impl Fn() -> All,
+        allowed: impl Fn(usize) -> bool,
+        now: Millis,
+    ) -> Option<usize> {
+        if !all().any(&allowed) {
+            return None;
+        }
+        let turn = on_port.group.takes_turn(all().count(), now)?;
+        all().skip(turn).chain(all()).find(|at| allowed(*at))
     }
 
     fn tier(&self, on_port: &OnPort, at: usize, now: Instant) -> u8 {

@@ -14,7 +14,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -28,8 +28,11 @@ use crate::padded::Padded;
 /// How long a trial has before another request is let through beside it.
 const TRIAL: Duration = Duration::from_secs(5);
 
-/// Between two trials of a service whose endpoints all fail: half of what a caller notices of a recovery.
-const BETWEEN_TRIALS: Duration = Duration::from_millis(500);
+/// In which each endpoint of a service whose endpoints all fail is tried once: half of what a caller notices of a recovery.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// Between two trials of such a service at the least: a large one's round takes longer, so that few callers wait for a trial's end.
+const BETWEEN_TRIALS: Duration = Duration::from_millis(20);
 
 /// Ejections in a row that are told apart: by then the longest one is reached.
 const MAX_ROW: u32 = 31;
@@ -101,6 +104,8 @@ pub(crate) struct Group {
     /// Endpoints that have failed their health checks.
     unwell: AtomicU32,
     next_trial: AtomicU64,
+    /// Trials of all while all fail.
+    turns: AtomicUsize,
     ejections: Arc<Ejections>,
 }
 
@@ -187,6 +192,7 @@ impl Group {
             withheld: AtomicU32::new(0),
             unwell: AtomicU32::new(0),
             next_trial: AtomicU64::new(0),
+            turns: AtomicUsize::new(0),
             ejections,
         }
     }
@@ -237,11 +243,16 @@ impl Group {
         self.breaker.consecutive.min(MAX_CONSECUTIVE)
     }
 
-    /// Whether a request may try one of a service whose endpoints all fail. Says yes to one.
-    pub(crate) fn begins_trial(&self, now: Millis) -> bool {
-        let next = now + millis(BETWEEN_TRIALS);
-        let begun = |at| (at <= now).then_some(next);
-        self.next_trial.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begun).is_ok()
+    /// Which of `endpoints` that all fail a request may try now: they take turns. `None`: none, another request has just begun to.
+    /// There is one endpoint at least.
+    pub(crate) fn takes_turn(&self, endpoints: usize, now: Millis) -> Option<usize> {
+        let endpoints = endpoints.max(1);
+        let between = u32::try_from(endpoints)
+            .map_or(BETWEEN_TRIALS, |endpoints| ROUND / endpoints)
+            .max(BETWEEN_TRIALS);
+        let begun = |at| (at <= now).then_some(now + millis(between));
+        self.next_trial.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begun).ok()?;
+        Some(self.turns.fetch_add(1, Ordering::Relaxed) % endpoints)
     }
 
     fn count(&self, cause: Cause) {

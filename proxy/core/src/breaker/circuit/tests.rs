@@ -118,7 +118,15 @@ fn who_answers_is_not_dead() {
     assert!(circuits[0].is_dead(&group));
     circuits[0].record(&group, Signal::Error, false, 0, 0);
     assert!(!circuits[0].is_dead(&group));
-    assert!(group.begins_trial(0) && !group.begins_trial(499) && group.begins_trial(500));
+}
+
+#[test]
+fn all_that_fail_take_turns() {
+    let (group, _) = group(Breaker::default(), 3);
+    let tried: Vec<_> = (0..1000).filter_map(|now| group.takes_turn(3, now)).collect();
+    assert_eq!(tried, [0, 1, 2, 0, 1, 2, 0], "each twice a second");
+    let most = (2000..3000).filter_map(|now| group.takes_turn(10_000, now)).count();
+    assert_eq!(most, 50, "of any number");
 }
 
 #[test]
