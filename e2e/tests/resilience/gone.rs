@@ -7,10 +7,10 @@ use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use outrigger_e2e::figures::{Figure, hold};
 use outrigger_e2e::mesh::Workload;
-use outrigger_e2e::suite::{Case, case, length};
+use outrigger_e2e::suite::{Case, case, is_soak, length};
 use tokio::time::{Instant, sleep};
 
-use crate::world::{BASELINE, RATE, RETRIES, World, revive};
+use crate::world::{BASELINE, NOISE, RATE, RETRIES, World, revive};
 
 /// The fault itself, and what the first requests that it hits may do to others.
 const AFTERMATH: Duration = Duration::from_secs(3);
@@ -72,7 +72,7 @@ pub(crate) fn cases() -> Vec<Case<World>> {
 async fn one_gone(world: Arc<World>, gone: Gone) -> anyhow::Result<()> {
     let mut replicas = world.ready(RETRIES).await?;
     let load = world.load(RATE).await?;
-    sleep(BASELINE).await;
+    sleep(length(BASELINE.as_secs(), 60)).await;
     let first = world.picks(&replicas[0]).await?;
     let (begun, fault) = (load.now(), Instant::now());
     gone.begin(&mut replicas[0]).await?;
@@ -90,10 +90,17 @@ async fn one_gone(world: Arc<World>, gone: Gone) -> anyhow::Result<()> {
     let (aside, picked) = aside?;
     println!("  put aside after {aside:?}, chosen {picked} times meanwhile");
     let name = |what: &str| format!("L8: {}: {what}", gone.name());
-    let slower = after.quantile_ms(0.999) / before.quantile_ms(0.999).max(1.0);
+    let slower = after.quantile_ms(0.999) / before.quantile_ms(0.999).max(NOISE);
+    let slower_than_before = name("p99.9 after 3 s, of before");
+    let slower = if is_soak() {
+        Figure::at_most(&slower_than_before, "times", 1.5, slower)
+    } else {
+        // The slowest twenty of 17,000 beside the slowest five of 5,000 say more about the machine.
+        Figure::info(&slower_than_before, "times", slower)
+    };
     hold(&[
         Figure::at_least(&name("success"), "%", 99.99, (1.0 - during.failed_share()) * 100.0),
         Figure::at_most(&name("put aside after"), "s", gone.put_aside_within(), aside.as_secs_f64()),
-        Figure::at_most(&name("p99.9 after 3 s, of before"), "times", 1.5, slower),
+        slower,
     ])
 }

@@ -8,7 +8,7 @@ use outrigger_e2e::figures::{Figure, hold};
 use outrigger_e2e::suite::{Case, case, length};
 use tokio::time::sleep;
 
-use crate::world::{BASELINE, RATE, REPLICAS, World};
+use crate::world::{BASELINE, NOISE, RATE, REPLICAS, World};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![case("L10: one of three answers a second later", one_slow)]
@@ -26,7 +26,7 @@ async fn one_slow(world: Arc<World>) -> anyhow::Result<()> {
     let before = outcome.between(Duration::from_secs(1), begun);
     let during = outcome.between(begun, Duration::MAX);
     println!("before: {before}\n  during: {during}");
-    let slower = during.quantile_ms(0.99) / before.quantile_ms(0.99).max(1.0);
+    let slower = during.quantile_ms(0.99) / before.quantile_ms(0.99).max(NOISE);
     hold(&[
         Figure::at_most("L10: share of the slow endpoint", "%", 5.0, during.share_of(REPLICAS[0]) * 100.0),
         Figure::at_most("L10: p99, of before", "times", 1.3, slower),

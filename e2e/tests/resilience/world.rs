@@ -17,6 +17,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) const RATE: u32 = 1_000;
 /// What an endpoint's latency and share are compared with is measured for so long.
 pub(crate) const BASELINE: Duration = Duration::from_secs(5);
+/// Milliseconds below which latencies are not told apart: what scheduling makes of them where callers, sidecars and applications
+/// share two cores.
+pub(crate) const NOISE: f64 = 2.0;
 /// The replicas, by name.
 pub(crate) const REPLICAS: [&str; 3] = ["orders-1", "orders-2", "orders-3"];
 

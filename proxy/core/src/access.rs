@@ -51,11 +51,13 @@ pub struct Caller<'a> {
 impl<'a> Caller<'a> {
     /// The namespace of its identity, `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`.
     pub fn namespace(&self) -> Option<&'a str> {
-        let mut parts = self.identity?.strip_prefix("spiffe://")?.split('/');
-        match [parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next()] {
-            [Some(_), Some("ns"), Some(namespace), Some("sa"), Some(_), None] => Some(namespace),
-            _ => None,
-        }
+        // For each request: searching bytes so near to each other is dearer than looking at them.
+        let segment = |text: &str| text.bytes().position(|byte| byte == b'/').unwrap_or(text.len());
+        let path = self.identity?.strip_prefix("spiffe://")?;
+        let rest = path[segment(path)..].strip_prefix("/ns/")?;
+        let (namespace, rest) = rest.split_at(segment(rest));
+        let account = rest.strip_prefix("/sa/")?;
+        (segment(account) == account.len()).then_some(namespace)
     }
 }
 

@@ -77,8 +77,8 @@ fn is_authority(text: &str) -> bool {
                 None => return false,
             }
         }
-        None => match text.split_once(':') {
-            Some((host, port)) => (Some(host), Some(port)),
+        None => match text.bytes().position(|byte| byte == b':') {
+            Some(colon) => (Some(&text[..colon]), Some(&text[colon + 1..])),
             None => (Some(text), None),
         },
     };

@@ -85,8 +85,10 @@ pub fn normalise(target: &[u8], slashes: EscapedSlashes) -> Result<Cow<'_, [u8]>
     if path.first() != Some(&b'/') {
         return Err(Fault::NotAbsolute);
     }
-    for byte in query {
-        check(*byte)?;
+    if !query.iter().all(|byte| PATH[usize::from(*byte)] || matches!(byte, b'?' | b'%')) {
+        for byte in query {
+            check(*byte)?;
+        }
     }
     if is_plain(path) {
         return Ok(Cow::Borrowed(target));
@@ -99,7 +101,7 @@ pub fn normalise(target: &[u8], slashes: EscapedSlashes) -> Result<Cow<'_, [u8]>
 /// A path in the one form as an application reads it that decodes every escape and drops parameters: `/a%3Ab;x/c` is
 /// `/a:b/c`. Not a form to forward: the difference between a separator and an escaped one stays, others are lost.
 pub(crate) fn read(normal: &[u8]) -> Cow<'_, [u8]> {
-    if !normal.iter().any(|byte| matches!(byte, b'%' | b';')) {
+    if memchr::memchr2(b'%', b';', normal).is_none() {
         return Cow::Borrowed(normal);
     }
     let mut out = Vec::with_capacity(normal.len());
@@ -128,18 +130,29 @@ pub(crate) fn read(normal: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// RFC 3986, 2.3.
-fn is_unreserved(byte: u8) -> bool {
+const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 /// What stands in a path as itself: RFC 3986, 3.3 (`pchar`), and `/`.
-fn is_path(byte: u8) -> bool {
+const fn is_path(byte: u8) -> bool {
     is_unreserved(byte)
         || matches!(
             byte,
             b'/' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@'
         )
 }
+
+/// [`is_path`] of each byte: a look for each byte of each request.
+const PATH: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128_u8 {
+        table[byte as usize] = is_path(byte);
+        byte += 1;
+    }
+    table
+};
 
 fn check(byte: u8) -> Result<(), Fault> {
     match byte {
@@ -151,8 +164,12 @@ fn check(byte: u8) -> Result<(), Fault> {
 
 /// Whether there is certainly nothing to do: by far the most paths.
 fn is_plain(path: &[u8]) -> bool {
-    path.iter().all(|byte| is_path(*byte))
-        && !path.windows(2).any(|pair| pair[0] == b'/' && matches!(pair[1], b'/' | b'.'))
+    let mut is_after_slash = false;
+    path.iter().all(|byte| {
+        let is_plain = PATH[usize::from(*byte)] && !(is_after_slash && matches!(byte, b'/' | b'.'));
+        is_after_slash = *byte == b'/';
+        is_plain
+    })
 }
 
 /// The byte that two hexadecimal digits at the beginning of `rest` stand for.

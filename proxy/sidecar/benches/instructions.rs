@@ -6,7 +6,7 @@
 //!
 //! Each case runs twice under valgrind, for few exchanges and for more, and what the difference costs is divided by their
 //! number. The cases of the proxy run a client and an application of a few lines with it, whose own part is measured in the
-//! case "direct" and taken away.
+//! case "direct" and taken away. Policies are those of `make bench`; with all of them in force a request may cost a tenth more.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 #![expect(clippy::print_stdout, reason = "its result is for people")]
@@ -26,31 +26,48 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::Command,
+    sync::Arc,
 };
 
+use outrigger_api::v1;
 use outrigger_core::model::Protocol;
 use outrigger_http::{
     h1::{self, Asked},
     head::{RequestHead, ResponseHead},
 };
+use outrigger_policy::{
+    Catalog, Object, Policies, Stored,
+    catalog::{CatalogEndpoint, CatalogHealth, CatalogPort, CatalogProtocol, CatalogService},
+    parse, resolve,
+};
+use support::{Ca, Pair, SERVICE, Sidecar, config, endpoint, id, told};
 
 /// Exchanges of the two runs: behind the first, everything is warm.
 const EXCHANGES: [u32; 2] = [200, 700];
 /// A figure may be larger than the kept one by this factor: other processors have other code paths in libraries.
 const TOLERANCE: f64 = 1.05;
 
+/// What policies may add, as a factor.
+const WITH_POLICIES: f64 = 1.1;
+
+/// Ten of them, of every kind, about a service `backend` with HTTP on ports 1 and 2 and gRPC on port 5.
+const POLICIES: &str = include_str!("../../../e2e/src/bin/bench/peers/policies.yaml");
+
 const DIRECT: &str = "direct";
+const AT_ONCE: &str = "proxy: HTTP/1.1, 1 KiB, 16 requests at once";
+const AT_ONCE_WITH_POLICIES: &str = "proxy: HTTP/1.1, 1 KiB, 16 requests at once, ten policies";
 
 /// A name, and what runs a number of exchanges.
 type Case = (&'static str, fn(u32));
 
 /// What is counted.
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ("codec: HTTP/1.1, both heads read and written", codec_h1),
     ("codec: HTTP/2, request and response at both ends", codec_h2),
     (DIRECT, direct),
     ("proxy: HTTP/1.1, 1 KiB, one request at a time", one_by_one),
-    ("proxy: HTTP/1.1, 1 KiB, 16 requests at once", at_once),
+    (AT_ONCE, at_once),
+    (AT_ONCE_WITH_POLICIES, at_once_with_policies),
 ];
 
 fn main() {
@@ -74,6 +91,7 @@ fn report() {
         .collect();
     let mut direct = 0.0;
     let (mut lines, mut grown) = (Vec::new(), Vec::new());
+    let mut without = None;
     for (name, _) in CASES {
         let [few, more] = EXCHANGES.map(|count| collected(name, count));
         let mut each = (more - few) / f64::from(EXCHANGES[1] - EXCHANGES[0]);
@@ -89,6 +107,15 @@ fn report() {
         lines.push(format!("{name}\t{each:.0}\n"));
         if ratio > TOLERANCE {
             grown.push(name);
+        }
+        match (name, without) {
+            (AT_ONCE, _) => without = Some(each),
+            (AT_ONCE_WITH_POLICIES, Some(without)) => {
+                let cost = each / without;
+                println!("{:52} {cost:>9.3} of a request without, at most {WITH_POLICIES}", "ten policies");
+                assert!(cost <= WITH_POLICIES, "policies cost more than they may");
+            }
+            _ => {}
         }
     }
     if std::env::var_os("UPDATE").is_some_and(|update| !update.is_empty()) {
@@ -107,6 +134,7 @@ fn collected(case: &str, count: u32) -> f64 {
         .output()
         .expect("valgrind is needed: apt-get install valgrind");
     let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{case}: {said}");
     let collected = said.lines().find_map(|line| line.split_once("Collected : "));
     let (_, figure) = collected.unwrap_or_else(|| panic!("valgrind failed: {said}"));
     figure.trim().parse().unwrap()
@@ -186,5 +214,75 @@ fn one_by_one(count: u32) {
 
 fn at_once(count: u32) {
     let pair = support::pair(application(), Protocol::Http1);
+    ask(pair.address, count, 16);
+}
+
+fn pair_with_policies(application: SocketAddr) -> Pair {
+    let ca = Ca::new();
+    let (server, inbound) = Sidecar::server(ca.context("server", config()), application);
+    let (of_service, of_server) = resolved(inbound);
+    told(&server.context, of_server);
+    let mut service = support::policies(of_service);
+    let bare = support::service(Protocol::Http1, vec![endpoint("one", inbound, Some(&id("server")))]);
+    (service.ports, service.endpoints) = (bare.ports, bare.endpoints);
+    let (client, address, _) = Sidecar::client(ca.context("client", config()), service);
+    Pair { client, server, address, inbound }
+}
+
+/// What the policies come to for `SERVICE` and its one server at `inbound`.
+fn resolved(inbound: SocketAddr) -> (v1::Service, v1::Inbound) {
+    let name = SERVICE.split_once('.').unwrap().0;
+    let text = POLICIES
+        .replace("name: backend,", &format!("name: {name},"))
+        .replace("name: backend}", &format!("name: {name}}}"))
+        .replace("port: 1}", "port: 80}")
+        .replace("port: 1,", "port: 80,");
+    let stored = |object: Object| {
+        (
+            object.key(),
+            Arc::new(Stored { revision: 1, created: 0, updated: 0, author: String::new(), object }),
+        )
+    };
+    let objects = parse("policies.yaml", &text, "default").unwrap();
+    let policies: Policies = objects.into_iter().map(|parsed| stored(parsed.object)).collect();
+    assert_eq!(policies.len(), 10);
+    let port = |port, protocol| CatalogPort { port, name: String::new(), protocol };
+    let server = CatalogEndpoint {
+        id: "one".to_owned(),
+        address: inbound.ip(),
+        ports: [(80, inbound.port())].into(),
+        identity: Some(id("server").as_str().to_owned()),
+        zone: String::new(),
+        health: CatalogHealth::Healthy,
+        labels: BTreeMap::new(),
+    };
+    let service = CatalogService {
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        ports: vec![
+            port(80, CatalogProtocol::Http1),
+            port(2, CatalogProtocol::Http2),
+            port(5, CatalogProtocol::Grpc),
+        ],
+        endpoints: vec![server],
+    };
+    let catalog = Catalog { services: vec![service], ..Catalog::default() };
+    let resolved = resolve(&policies, &catalog);
+    let (of_service, of_server) =
+        (resolved.service(SERVICE), resolved.inbound(id("server").as_str(), &catalog.workloads()));
+    assert!(!of_service.routes.is_empty() && of_server.access.is_some() && !of_server.concurrency.is_empty());
+    (
+        v1::Service { routes: of_service.routes, traffic: of_service.traffic, ..v1::Service::default() },
+        v1::Inbound {
+            mode: of_server.mtls.into(),
+            access: of_server.access,
+            concurrency: of_server.concurrency,
+            ..v1::Inbound::default()
+        },
+    )
+}
+
+fn at_once_with_policies(count: u32) {
+    let pair = pair_with_policies(application());
     ask(pair.address, count, 16);
 }

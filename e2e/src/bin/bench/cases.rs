@@ -12,7 +12,7 @@ pub(crate) enum Exchange {
 }
 
 /// One exchange of HTTP/2.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Call {
     /// No request body, 1 KiB back.
     Get,

@@ -53,6 +53,8 @@ pub(crate) struct Entries {
     pub(crate) http1: SocketAddr,
     /// `None`: this peer carries no HTTP/2 to the application.
     pub(crate) http2: Option<SocketAddr>,
+    /// The same for gRPC, which has routes of its own.
+    pub(crate) grpc: Option<SocketAddr>,
     pub(crate) bytes: SocketAddr,
 }
 
@@ -64,7 +66,8 @@ pub(crate) fn open(work: Work, entries: Entries) -> Result<Option<Box<dyn Load>>
         }
         Work::Paced { per_second } => Box::new(paced::Paced::open(entries.http1, per_second)?),
         Work::Http2 { connections, streams, call } => {
-            let Some(address) = entries.http2 else { return Ok(None) };
+            let entry = if call == Call::Get { entries.http2 } else { entries.grpc };
+            let Some(address) = entry else { return Ok(None) };
             Box::new(http2::Http2::open(address, connections, streams, call)?)
         }
         Work::Bytes { connections } => Box::new(bytes::Exchanges::open(entries.bytes, connections)?),

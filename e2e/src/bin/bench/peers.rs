@@ -145,6 +145,8 @@ pub(crate) struct Sides<T> {
 struct Addresses {
     http1: SocketAddr,
     http2: SocketAddr,
+    /// Leads where `http2` does; only we tell them apart.
+    grpc: SocketAddr,
     bytes: SocketAddr,
     tap: SocketAddr,
     mesh_http1: SocketAddr,
@@ -161,16 +163,18 @@ impl Stack {
     pub(crate) fn start(site: &Site<'_>, ports: &mut Ports, peer: Peer) -> Result<Self> {
         let backend = site.backend;
         if peer == Peer::Direct {
-            let entries = Entries { http1: backend.http1, http2: Some(backend.http2), bytes: backend.bytes };
+            let http2 = Some(backend.http2);
+            let entries = Entries { http1: backend.http1, http2, grpc: http2, bytes: backend.bytes };
             return Ok(Self { peer, entries, tap: None, proxies: None, ready: None, helpers: Vec::new() });
         }
-        let [http1, http2, bytes, tap, mesh_http1, mesh_http2, mesh_bytes, client_admin, server_admin] =
+        let [http1, http2, grpc, bytes, tap, mesh_http1, mesh_http2, mesh_bytes, client_admin, server_admin] =
             ports.several()?;
         let relay = TcpListener::bind(ports.take()?).context("listening for the tap")?;
         let mesh_tap = relay.local_addr().context("reading the tap's address")?;
         let addresses = Addresses {
             http1,
             http2,
+            grpc,
             bytes,
             tap,
             mesh_http1,
@@ -192,7 +196,8 @@ impl Stack {
         })
         .with_context(|| format!("starting {}", peer.name()))?;
         let ready = Some(client.begun.elapsed());
-        let entries = Entries { http1, http2: Some(http2), bytes };
+        let grpc = if peer.is_foreign() { http2 } else { grpc };
+        let entries = Entries { http1, http2: Some(http2), grpc: Some(grpc), bytes };
         let tap = Some(Tap { entry: tap, relay, server: mesh_bytes });
         let proxies = Some(Proxies { client, server });
         Ok(Self { peer, entries, tap, proxies, ready, helpers })

@@ -372,8 +372,10 @@ impl Circuit {
         let mut window_fails = false;
         if group.breaker.success_percent > 0 && self.state().kind == Kind::Closed {
             let slot = now / group.slot;
-            self.window.count(slot, matches!(signal, Signal::Success(rtt) if !is_slow(rtt)));
-            window_fails = group.window_fails(self.window.counts(slot));
+            let is_success = matches!(signal, Signal::Success(rtt) if !is_slow(rtt));
+            self.window.count(slot, is_success);
+            // With a success no share of them becomes too small.
+            window_fails = !is_success && group.window_fails(self.window.counts(slot));
         }
         loop {
             let old = self.state();

@@ -10,6 +10,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    hash::{Hash, Hasher},
     net::SocketAddr,
     panic::AssertUnwindSafe,
     rc::Rc,
@@ -42,12 +43,22 @@ const MAX_CONNECTIONS: usize = 16;
 const SETTINGS_WAIT: Duration = Duration::from_secs(5);
 
 /// What makes two connections interchangeable.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PoolKey {
     /// Mutual TLS between sidecars.
     Mesh(ConnectionKey),
     /// In clear, to the own application or to an endpoint without a sidecar.
     Plain(SocketAddr),
+}
+
+/// By the address alone: who is there and which epoch it is seldom differs at one address, and each request hashes a key.
+impl Hash for PoolKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Mesh(key) => key.address.hash(state),
+            Self::Plain(address) => address.hash(state),
+        }
+    }
 }
 
 /// What there is for an exchange.

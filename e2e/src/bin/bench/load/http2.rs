@@ -123,11 +123,11 @@ impl Client {
         let id = self.next;
         self.next += 2;
         let block = self.block.bytes(id == 1, self.connection.table);
-        frames::put_headers(&mut self.line.out, id, block, matches!(self.call, Call::Get));
+        frames::put_headers(&mut self.line.out, id, block, self.call == Call::Get);
         let window = self.connection.stream_window;
         let stream = Stream { begun: now, window, received: 0, answered: false, unacknowledged: 0 };
         self.streams.insert(id, stream);
-        if !matches!(self.call, Call::Get) {
+        if !self.call == Call::Get {
             self.message(id);
         }
     }
@@ -204,7 +204,7 @@ impl Client {
                 self.message(id);
             }
         } else if frame.ends_stream() {
-            let expected = if matches!(self.call, Call::Get) { SMALL } else { MESSAGE };
+            let expected = if self.call == Call::Get { SMALL } else { MESSAGE };
             ensure!(stream.received == expected, "the answer has {} bytes", stream.received);
             ensure!(
                 (frame.kind == frames::HEADERS) == matches!(self.call, Call::Unary),

@@ -41,7 +41,13 @@ pub(super) fn start(
         // An earlier stack of this run.
         fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
     }
-    let ports = [addresses.mesh_http1, addresses.mesh_http2, addresses.mesh_bytes, addresses.mesh_tap];
+    let ports = [
+        addresses.mesh_http1,
+        addresses.mesh_http2,
+        addresses.mesh_bytes,
+        addresses.mesh_tap,
+        addresses.mesh_http2,
+    ];
     let service = json!({
         "kind": "Service", "name": "backend",
         "ports": (1..=ports.len()).map(|port| json!({"port": port})).collect::<Vec<_>>(),
@@ -89,7 +95,7 @@ pub(super) fn start(
     let mut server = sidecar("server", SERVER_ID, addresses.server_admin, inbounds)?;
     wait_for_listener(addresses.mesh_http1, &mut server)?;
     wait_ready(addresses.server_admin, &mut server)?;
-    let entries = [addresses.http1, addresses.http2, addresses.bytes, addresses.tap];
+    let entries = [addresses.http1, addresses.http2, addresses.bytes, addresses.tap, addresses.grpc];
     let upstreams: Vec<_> = (1..)
         .zip(entries)
         .map(|(port, listen)| json!({"service": format!("backend.default:{port}"), "listen": listen}))
