@@ -16,8 +16,9 @@ use super::{Action, Change, Past, Picture, PolicyStore, Write, WriteError, says_
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::sources::Sync;
 
-/// Writers that lose are judged again this often before their caller is told.
-const TRIES: usize = 5;
+/// Writers that lose are judged again this often before their caller is told: more often than another controller that works
+/// off a queue of callers wins in a row.
+const TRIES: usize = 20;
 /// How long a write waits until it is in force. What takes longer is written all the same, and comes.
 const IN_FORCE: Duration = Duration::from_secs(5);
 
