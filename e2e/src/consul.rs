@@ -40,6 +40,8 @@ pub enum Mode {
     ThreeServers,
     /// One server, `default_policy = deny`.
     AclDeny,
+    /// The same, and it keeps its data.
+    PersistentAcl,
     /// One server, HTTPS with a CA of its own; HTTP on loopback only, for the harness.
     Tls,
 }
@@ -109,18 +111,31 @@ impl Consul {
         self.servers.iter().map(|server| format!("{scheme}://{}:{port}", server.host.v4())).collect()
     }
 
-    /// The token that the controller is given: read-only, and only what it needs. `None` without ACLs.
-    pub async fn controller_token(&self) -> anyhow::Result<Option<String>> {
-        if self.mode != Mode::AclDeny {
+    fn has_acls(&self) -> bool {
+        matches!(self.mode, Mode::AclDeny | Mode::PersistentAcl)
+    }
+
+    /// The token that the controller is given, of the policy `outrigger`: to read services, and what `more` says. `None`
+    /// without ACLs.
+    pub async fn controller_token(&self, more: &str) -> anyhow::Result<Option<String>> {
+        if !self.has_acls() {
             return Ok(None);
         }
-        let rules = r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#;
-        let policy = json!({ "Name": "outrigger", "Rules": rules });
+        let policy = json!({ "Name": "outrigger", "Rules": rules(more) });
         self.call(Method::PUT, "/v1/acl/policy", Some(&policy)).await?.expect(200)?;
         let token = json!({ "Description": "outrigger", "Policies": [{ "Name": "outrigger" }] });
         let reply = self.call(Method::PUT, "/v1/acl/token", Some(&token)).await?.expect(200)?;
         let reply: Value = serde_json::from_slice(&reply.body).context("reading Consul's new token")?;
         Ok(Some(reply["SecretID"].as_str().context("Consul's token has no SecretID")?.to_owned()))
+    }
+
+    /// From now on the controller's token may read services, and what `more` says.
+    pub async fn allow_controller(&self, more: &str) -> anyhow::Result<()> {
+        let policy = self.call(Method::GET, "/v1/acl/policy/name/outrigger", None).await?.expect(200)?;
+        let policy: Value = serde_json::from_slice(&policy.body).context("reading Consul's policy")?;
+        let id = policy["ID"].as_str().context("a policy of Consul without ID")?;
+        let policy = json!({ "ID": id, "Name": "outrigger", "Rules": rules(more) });
+        self.call(Method::PUT, &format!("/v1/acl/policy/{id}"), Some(&policy)).await?.expect(200).map(drop)
     }
 
     /// Takes every right from a token, as an operator's mistake would.
@@ -168,7 +183,7 @@ impl Consul {
     }
 
     /// Starts every server again, with nothing of what it knew: indexes begin anew. (Where servers keep their data,
-    /// `Persistent` and `ThreeServers`, they find it again.)
+    /// `Persistent`, `PersistentAcl` and `ThreeServers`, they find it again.)
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let hosts: Vec<Host> = self.servers.iter().map(|server| server.host.clone()).collect();
         for at in 0..self.servers.len() {
@@ -220,6 +235,23 @@ impl Consul {
         .await
     }
 
+    /// What a key holds; `None`: it does not exist.
+    pub async fn key(&self, key: &str) -> anyhow::Result<Option<String>> {
+        let reply = self.call(Method::GET, &format!("/v1/kv/{key}?raw"), None).await?;
+        if reply.status == 404 { Ok(None) } else { Ok(Some(reply.expect(200)?.text())) }
+    }
+
+    /// Writes a key, as a person does.
+    pub async fn set_key(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        self.send(0, Method::PUT, &format!("/v1/kv/{key}"), value.to_owned()).await?.expect(200).map(drop)
+    }
+
+    /// Deletes all keys that begin so.
+    pub async fn delete_keys(&self, prefix: &str) -> anyhow::Result<()> {
+        let path = format!("/v1/kv/{prefix}?recurse");
+        self.call(Method::DELETE, &path, None).await?.expect(200).map(drop)
+    }
+
     /// Calls the first server's API with every right.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Reply> {
         self.call_server(0, method, path, body).await
@@ -233,8 +265,12 @@ impl Consul {
         body: Option<&Value>,
     ) -> anyhow::Result<Reply> {
         let body = body.map(Value::to_string).unwrap_or_default();
+        self.send(server, method, path, body).await
+    }
+
+    async fn send(&self, server: usize, method: Method, path: &str, body: String) -> anyhow::Result<Reply> {
         let mut request = Request::builder().method(method).uri(path).header(http::header::HOST, "consul");
-        if self.mode == Mode::AclDeny {
+        if self.has_acls() {
             request = request.header("X-Consul-Token", MANAGEMENT_TOKEN);
         }
         let request = request.body(Full::new(Bytes::from(body)))?;
@@ -258,20 +294,15 @@ impl Consul {
         let mut command = Command::new(sandbox::get().tool("consul")?);
         command.arg("agent").arg("-config-file").arg(home.join("config.json"));
         match self.mode {
-            Mode::Dev => {
+            Mode::Dev | Mode::AclDeny => {
                 command.arg("-dev");
             }
-            Mode::ThreeServers | Mode::Persistent => {
+            Mode::ThreeServers | Mode::Persistent | Mode::PersistentAcl => {
                 config["server"] = json!(true);
                 config["bootstrap_expect"] = json!(all.len());
                 config["retry_join"] = all.iter().map(|host| host.v4().to_string()).collect();
                 config["retry_interval"] = json!("1s");
                 config["data_dir"] = json!(home.join("data"));
-            }
-            Mode::AclDeny => {
-                command.arg("-dev");
-                let tokens = json!({ "initial_management": MANAGEMENT_TOKEN, "agent": MANAGEMENT_TOKEN });
-                config["acl"] = json!({ "enabled": true, "default_policy": "deny", "tokens": tokens });
             }
             Mode::Tls => {
                 command.arg("-dev");
@@ -292,10 +323,19 @@ impl Consul {
                 } });
             }
         }
+        if self.has_acls() {
+            let tokens = json!({ "initial_management": MANAGEMENT_TOKEN, "agent": MANAGEMENT_TOKEN });
+            config["acl"] = json!({ "enabled": true, "default_policy": "deny", "tokens": tokens });
+        }
         std::fs::write(home.join("config.json"), config.to_string())
             .context("writing Consul's configuration")?;
         host.spawn("consul", command).await
     }
+}
+
+/// What the controller may: to read services, and `more`.
+fn rules(more: &str) -> String {
+    format!(r#"service_prefix "" {{ policy = "read" }} node_prefix "" {{ policy = "read" }} {more}"#)
 }
 
 /// Configuration, keys and data of the server on `host`.

@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 
 use crate::client::{self, Reply};
 use crate::consul::{self, Consul, Mode, Registration};
+use crate::controller::Controller;
 use crate::faults::Front;
 use crate::network::{Host, Network};
 use crate::process::Process;
@@ -33,6 +34,9 @@ pub const API_PORT: u16 = 15480;
 pub const INBOUND_PORT: u16 = 15406;
 /// Metrics and readiness, of sidecars and controller.
 pub const ADMIN_PORT: u16 = 15490;
+
+/// What the controller's token needs where policies are kept in Consul, as its configuration says.
+pub const WRITES_POLICIES: &str = r#"key_prefix "outrigger/" { policy = "write" }"#;
 
 /// Marks the sidecar's own packets where there is only one uid.
 const MARK: u32 = 0x4f52;
@@ -54,11 +58,20 @@ pub struct Setup {
     pub mtls: &'static str,
     /// Whether the controller reads services from files too: [`Mesh::publish`].
     pub files: bool,
+    /// Whether policies are kept in Consul's key-value store.
+    pub policies_in_consul: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { consul: Mode::Dev, leaf_life: "24h", front: false, mtls: "Strict", files: false }
+        Self {
+            consul: Mode::Dev,
+            leaf_life: "24h",
+            front: false,
+            mtls: "Strict",
+            files: false,
+            policies_in_consul: false,
+        }
     }
 }
 
@@ -73,7 +86,7 @@ pub struct Mesh {
     /// What stands before Consul, where the setup says so.
     pub front: Option<Front>,
     setup: Setup,
-    controller: Mutex<Option<Process>>,
+    controller: Mutex<Option<Controller>>,
     consul_token: Option<String>,
 }
 
@@ -82,7 +95,8 @@ impl Mesh {
     pub async fn start(setup: Setup) -> anyhow::Result<Self> {
         let network = Network::new().await?;
         let consul = Consul::start(&network, setup.consul).await?;
-        let consul_token = consul.controller_token().await?;
+        let more = if setup.policies_in_consul { WRITES_POLICIES } else { "" };
+        let consul_token = consul.controller_token(more).await?;
         let controller_host = network.host("controller").await?;
         let data = data_dir();
         if data.exists() {
@@ -113,8 +127,26 @@ impl Mesh {
 
     /// Starts the controller, with the data of the last one if there was one, and waits until it is ready.
     pub async fn start_controller(&self) -> anyhow::Result<()> {
+        let config = self.controller_config().await?;
+        let mut controller = Controller::start(&self.controller_host, data_dir(), config).await?;
+        controller.wait_ready().await?;
+        *self.controller.lock().await = Some(controller);
+        Ok(())
+    }
+
+    /// Starts one more controller on a host of its own, of the same configuration and with its own data. It is not waited for.
+    pub async fn another_controller(&self, name: &str) -> anyhow::Result<Controller> {
+        let host = self.network.host(name).await?;
+        let data_dir = sandbox::get().work.join(name);
+        if data_dir.exists() {
+            std::fs::remove_dir_all(&data_dir).with_context(|| format!("removing {}", data_dir.display()))?;
+        }
+        Controller::start(&host, data_dir, self.controller_config().await?).await
+    }
+
+    /// What every controller of this mesh is told.
+    async fn controller_config(&self) -> anyhow::Result<Value> {
         let work = &sandbox::get().work;
-        let config = work.join("controller.yaml");
         let addresses = match &self.front {
             Some(front) => vec![front.url()],
             None => self.consul.lock().await.urls(),
@@ -130,36 +162,20 @@ impl Mesh {
             std::fs::write(&file, ca).context("writing Consul's CA")?;
             source["ca_file"] = json!(file);
         }
-        let mut text = json!({
-            "data_dir": data_dir(),
-            "listen": format!("[::]:{DISCOVERY_PORT}"),
-            "api_listen": format!("127.0.0.1:{API_PORT}"),
-            "metrics_listen": format!("[::]:{ADMIN_PORT}"),
+        let mut config = json!({
             "leaf_life": self.setup.leaf_life,
             "mtls": self.setup.mtls,
             "mesh_cidrs": ["10.77.0.0/24", "fd77::/64"],
             "consul": source,
         });
+        if self.setup.policies_in_consul {
+            config["policies"] = json!({ "store": "consul" });
+        }
         if self.setup.files {
             std::fs::create_dir_all(services_dir()).context("making the folder of services")?;
-            text["file"] = json!({ "directory": services_dir(), "poll_interval": "100ms" });
+            config["file"] = json!({ "directory": services_dir(), "poll_interval": "100ms" });
         }
-        std::fs::write(&config, text.to_string()).context("writing the controller's configuration")?;
-        let mut command = Command::new(sandbox::get().binary("outrigger-controller")?);
-        command.arg("--config").arg(&config).env("RUST_BACKTRACE", "1");
-        let mut process = self.controller_host.spawn("controller", command).await?;
-        wait_until(READY_LIMIT, "the controller to be ready", || {
-            let alive = process.expect_running();
-            let host = self.controller_host.clone();
-            async move {
-                alive?;
-                let ready = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
-                host.run(move || client::get(ready, "controller", "/ready")).await?.expect(200)
-            }
-        })
-        .await?;
-        *self.controller.lock().await = Some(process);
-        Ok(())
+        Ok(config)
     }
 
     /// Kills the controller as a crash would.
@@ -183,7 +199,7 @@ impl Mesh {
 
     /// What the controller has logged so far.
     pub async fn controller_log(&self) -> String {
-        self.controller.lock().await.as_ref().map(Process::log).unwrap_or_default()
+        self.controller.lock().await.as_ref().map(Controller::log).unwrap_or_default()
     }
 
     /// Runs the CLI beside the controller.

@@ -1,17 +1,15 @@
 //! Policies, as an operator has them: by the CLI, from files; and the controller's API where the CLI would only be in
 //! the way of a clock.
 
-use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use bytes::Bytes;
-use http::{Method, Request, header};
-use http_body_util::Full;
+use http::Method;
 use serde_json::{Value, json};
 
-use crate::client::{self, Reply};
+use crate::client::Reply;
+use crate::controller;
 use crate::mesh::{API_PORT, Mesh, data_dir};
 use crate::sandbox;
 use crate::wait::wait_until;
@@ -104,16 +102,6 @@ impl Mesh {
 
     /// Calls the controller's API at `/api/v1<path>`.
     pub async fn api(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Reply> {
-        let token =
-            std::fs::read_to_string(data_dir().join("admin-token")).context("reading the API's token")?;
-        let api = SocketAddr::from(([127, 0, 0, 1], API_PORT));
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("/api/v1{path}"))
-            .header(header::HOST, "localhost")
-            .header(header::AUTHORIZATION, format!("Bearer {}", token.trim()))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body.map(|body| Bytes::from(body.to_string())).unwrap_or_default()))?;
-        self.controller_host.run(move || client::request(api, request)).await
+        controller::call(&self.controller_host, &data_dir(), method, path, body).await
     }
 }

@@ -11,12 +11,12 @@ use rcgen::{
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::client;
 use crate::network::Host;
@@ -45,6 +45,14 @@ pub struct Leaf {
     pub chain: String,
     /// Its key.
     pub key: String,
+}
+
+impl Leaf {
+    fn parse(&self) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes()).collect::<Result<_, _>>();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).context("reading its key")?;
+        Ok((chain.context("reading a leaf")?, key))
+    }
 }
 
 /// How a stranger introduces itself. It trusts every server: what is tested is whether the server trusts it.
@@ -158,6 +166,41 @@ pub async fn relay(host: &Host, target: SocketAddr, handshake: Handshake) -> any
     .await
 }
 
+/// Listens at a port of `host`'s address for TLS with this certificate, and carries every connection to `target` in clear text:
+/// the reverse of [`relay`]. Works as long as the host lives; returns where it listens.
+pub async fn terminate(
+    host: &Host,
+    port: u16,
+    leaf: &Leaf,
+    alpn: &str,
+    target: SocketAddr,
+) -> anyhow::Result<SocketAddr> {
+    let (chain, key) = leaf.parse()?;
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .context("choosing TLS 1.3")?
+        .with_no_client_auth();
+    let mut config = config.with_single_cert(chain, key).context("using a leaf")?;
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    let (acceptor, address) = (TlsAcceptor::from(Arc::new(config)), host.at(port));
+    host.run(move || async move {
+        let listener = TcpListener::bind(address).await.context("listening for TLS")?;
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::task::spawn_local(async move {
+                    let mut tls = acceptor.accept(stream).await?;
+                    let mut clear = client::connect(target).await?;
+                    tokio::io::copy_bidirectional(&mut tls, &mut clear).await?;
+                    anyhow::Ok(())
+                });
+            }
+        });
+        Ok(address)
+    })
+    .await
+}
+
 fn connector(handshake: &Handshake) -> anyhow::Result<TlsConnector> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let trusting = Arc::new(TrustEverybody(Arc::clone(&provider)));
@@ -169,9 +212,8 @@ fn connector(handshake: &Handshake) -> anyhow::Result<TlsConnector> {
     let mut config = match &handshake.leaf {
         None => config.with_no_client_auth(),
         Some(leaf) => {
-            let chain = CertificateDer::pem_slice_iter(leaf.chain.as_bytes()).collect::<Result<_, _>>();
-            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).context("reading its key")?;
-            config.with_client_auth_cert(chain.context("reading a leaf")?, key).context("using a leaf")?
+            let (chain, key) = leaf.parse()?;
+            config.with_client_auth_cert(chain, key).context("using a leaf")?
         }
     };
     config.alpn_protocols = vec![handshake.alpn.as_bytes().to_vec()];

@@ -74,7 +74,7 @@ async fn consul_runs(network: Arc<Network>, mode: Mode) -> anyhow::Result<()> {
     consul.register(&web).await?;
     let reply = consul.call(Method::GET, "/v1/health/service/web", None).await?.expect(200)?;
     ensure!(reply.text().contains("10.77.0.200"), "the instance is missing: {}", reply.text());
-    if let Some(token) = consul.controller_token().await? {
+    if let Some(token) = consul.controller_token("").await? {
         consul.revoke(&token).await?;
     }
     consul.kill();

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use http::Method;
 use outrigger_e2e::client;
 use outrigger_e2e::mesh::{Mesh, Setup, Workload};
+use outrigger_e2e::name_server::NameServer;
 use outrigger_e2e::suite::{case, suite};
 use outrigger_e2e::wait::wait_until;
+use serde_json::Value;
 
 const HTTP: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(20);
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
             case("an address of the mesh that nobody has is refused", unknown_address),
             case("a name that nobody has", unknown_name),
             case("a workload that left Consul is gone, one that came is there", comes_and_goes),
+            case("a name outside of the mesh is where its name server says", external_name),
         ],
     )
 }
@@ -146,4 +150,79 @@ async fn comes_and_goes(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(seen == ["orders-1", "orders-2"], "{seen:?} answered");
     drop(third);
     Ok(())
+}
+
+const PARTNER_HOST: &str = "api.partner.example";
+const PARTNER: &str = "partner.default.mesh";
+/// A host is looked up again after 5 s at the earliest, and a look-up may take 5 s.
+const FOLLOWS: Duration = Duration::from_secs(15);
+
+async fn external_name(world: Arc<World>) -> anyhow::Result<()> {
+    let (mesh, web) = (&world.mesh, &world.web);
+    let mut names = NameServer::start(&mesh.network).await?;
+    let mut sites = Vec::new();
+    for name in ["site-1", "site-2", "site-3"] {
+        sites.push(mesh.workload(name).bare().app(["--http", "8080"]).start().await?);
+    }
+    let [first, second, third] = [0, 1, 2].map(|at: usize| sites[at].host.v4());
+    names.set(PARTNER_HOST, &[first]);
+    mesh.apply_only(&format!(
+        "
+apiVersion: outrigger.dev/v1alpha1
+kind: ExternalService
+metadata: {{name: partner, namespace: default}}
+spec:
+  hosts: [{PARTNER_HOST}]
+  ports: [{{port: {HTTP}, protocol: HTTP}}]
+"
+    ))
+    .await?;
+    let answer = wait_until(LIMIT, "the name to lead somewhere", || answers(web, PARTNER, 1)).await?;
+    ensure!(answer == ["site-1"], "{answer:?} answered");
+    let address = web.look_up(PARTNER, HTTP).await?.ip();
+    ensure!(is_virtual(address), "{address} is not a virtual address");
+
+    // It moves, to two places.
+    names.set(PARTNER_HOST, &[second, third]);
+    wait_until(FOLLOWS, "the name to lead elsewhere", || async {
+        let endpoints = web.endpoints("partner.default").await?;
+        ensure!(endpoints.len() == 2, "{endpoints:?}");
+        Ok(())
+    })
+    .await?;
+    let both = ["site-2", "site-3"];
+    let seen = answers(web, PARTNER, 40).await?;
+    ensure!(seen == both, "{seen:?} answered");
+
+    // Nobody knows any more where it is: it is where it was.
+    names.stop();
+    wait_until(FOLLOWS, "the controller to say that it finds nobody", || async {
+        let faults = faults_of_policies(mesh).await?;
+        ensure!(faults.contains(PARTNER_HOST), "{faults}");
+        Ok(())
+    })
+    .await?;
+    let seen = answers(web, PARTNER, 40).await?;
+    ensure!(seen == both, "{seen:?} answered without a name server");
+
+    names.set(PARTNER_HOST, &[first]);
+    names.start_again().await?;
+    wait_until(FOLLOWS, "the name to lead to where it was at first", || async {
+        let seen = answers(web, PARTNER, 4).await?;
+        ensure!(seen == ["site-1"], "{seen:?} answered");
+        Ok(())
+    })
+    .await?;
+    let faults = faults_of_policies(mesh).await?;
+    ensure!(!faults.contains(PARTNER_HOST), "{faults}");
+    mesh.clear_policies().await
+}
+
+/// What is wrong with the source that external services come from.
+async fn faults_of_policies(mesh: &Mesh) -> anyhow::Result<String> {
+    let reply = mesh.api(Method::GET, "/sources", None).await?.expect(200)?;
+    let reply: Value = serde_json::from_slice(&reply.body).context("reading the sources")?;
+    let sources = reply["sources"].as_array().cloned().unwrap_or_default();
+    let policy = sources.iter().find(|source| source["name"] == "policy").context("no source of policies")?;
+    Ok(policy["faults"].to_string())
 }

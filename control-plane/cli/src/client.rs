@@ -71,9 +71,8 @@ impl Server {
         self.call(Method::POST, path, body.into()).await
     }
 
-    pub(crate) async fn delete(&self, path: &str) -> Result<()> {
-        let _: serde_json::Value = self.call(Method::DELETE, path, Bytes::new()).await?;
-        Ok(())
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::DELETE, path, Bytes::new()).await
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {

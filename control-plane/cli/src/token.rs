@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
     client::{Server, segment},
@@ -145,7 +145,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             output::print(output, &connection.server()?.get::<Tokens>("/api/v1/tokens").await?.tokens)?;
         }
         Command::Revoke { connection, id } => {
-            connection.server()?.delete(&format!("/api/v1/tokens/{}", segment(&id))).await?;
+            let path = format!("/api/v1/tokens/{}", segment(&id));
+            connection.server()?.delete::<IgnoredAny>(&path).await?;
             println!("token {id} revoked");
         }
     }

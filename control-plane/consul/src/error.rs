@@ -113,6 +113,15 @@ impl Error {
         }
     }
 
+    /// True where it is not known whether the request took effect: it broke off on its way, or the agent broke over it.
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Argument { .. } | Self::Token { .. } | Self::Connect { .. } => false,
+            Self::Broken { .. } | Self::Timeout { .. } | Self::TooLarge { .. } | Self::Answer { .. } => true,
+            Self::Status { status, .. } => *status >= 500,
+        }
+    }
+
     /// True where Consul refused the token.
     pub fn is_unauthorized(&self) -> bool {
         matches!(self.status(), Some(401 | 403))

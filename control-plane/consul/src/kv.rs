@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Client, Error, Scope, encode::check_key, encode::key_path, transport::Answer};
+use crate::{
+    Client, Error, Scope,
+    encode::check_key,
+    encode::key_path,
+    transport::{Answer, shown},
+};
 
 /// Operations of one transaction: Consul's own limit (64 before Consul 1.13).
 pub const MAX_TRANSACTION: usize = 128;
@@ -180,6 +185,15 @@ fn read_outcome(answer: Answer) -> Result<KvOutcome, Error> {
         let errors = answer.json::<Wire>().ok().and_then(|wire| wire.errors).unwrap_or_default();
         if !errors.is_empty() && errors.iter().all(|error| error.what.contains("index is stale")) {
             return Ok(KvOutcome::Conflict);
+        }
+        if let Some(WireError { what }) =
+            errors.into_iter().find(|error| !error.what.contains("index is stale"))
+        {
+            return Err(Error::Status {
+                call: answer.call,
+                status: answer.status,
+                message: shown(what.as_bytes()),
+            });
         }
     }
     let answer = answer.ok()?;

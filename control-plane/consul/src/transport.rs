@@ -90,20 +90,21 @@ impl Answer {
         if self.status == 200 {
             return Ok(self);
         }
-        // Consul names accessors, never tokens; a proxy in between may say anything, so keep it short and printable.
-        let start = &self.body[..self.body.len().min(4 * MESSAGE_LIMIT)];
-        let message = String::from_utf8_lossy(start)
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .take(MESSAGE_LIMIT)
-            .collect::<String>();
-        Err(Error::Status { call: self.call, status: self.status, message: message.trim().to_owned() })
+        Err(Error::Status { call: self.call, status: self.status, message: shown(&self.body) })
     }
 
     pub(crate) fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T, Error> {
         serde_json::from_slice(&self.body)
             .map_err(|error| Error::Answer { call: self.call.clone(), message: error.to_string() })
     }
+}
+
+/// What an agent says of a failure. Consul names accessors, never tokens; a proxy in between may say anything, so it is kept
+/// short and printable.
+pub(crate) fn shown(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&said[..said.len().min(4 * MESSAGE_LIMIT)]);
+    let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_LIMIT);
+    text.collect::<String>().trim().to_owned()
 }
 
 struct Connection {

@@ -11,12 +11,16 @@ use crate::fault::{Finding, Findings};
 use crate::kind::{Key, Kind};
 use crate::object::{Object, Policies};
 
+mod deletions;
 mod references;
 
-/// Looks at new objects as if they were in force together with the policies, whose objects of the same keys they replace.
-pub fn validate(new: &[Object], policies: &Policies, catalog: &Catalog) -> Findings {
-    let mut objects: BTreeMap<Key, &Object> =
+/// Looks at new objects as if they were in force together with the policies, whose objects of the same keys they replace,
+/// and at what those lose that stay when `deleted` go.
+pub fn validate(new: &[Object], deleted: &[Key], policies: &Policies, catalog: &Catalog) -> Findings {
+    let kept: BTreeMap<Key, &Object> =
         policies.iter().map(|(key, stored)| (key.clone(), &stored.object)).collect();
+    let mut objects = kept.clone();
+    objects.retain(|key, _| !deleted.contains(key));
     let mut findings = Findings::default();
     let mut given = BTreeMap::new();
     for object in new {
@@ -37,6 +41,10 @@ pub fn validate(new: &[Object], policies: &Policies, catalog: &Catalog) -> Findi
         if sound {
             references::check(&world, object, &mut report);
         }
+    }
+    let before = World { objects: kept, policies, catalog };
+    for key in deleted {
+        deletions::check(&before, &world, key, &mut Report { key: key.clone(), findings: &mut findings });
     }
     findings
 }

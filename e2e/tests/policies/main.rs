@@ -6,6 +6,7 @@
 
 mod access;
 mod agree;
+mod between;
 mod change;
 mod echo;
 mod gateway;

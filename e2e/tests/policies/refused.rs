@@ -8,7 +8,10 @@ use outrigger_e2e::suite::{Case, case};
 use crate::world::{HTTP, ORDERS, World};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
-    vec![case("a bad policy is refused and changes nothing", refused)]
+    vec![
+        case("a bad policy is refused and changes nothing", refused),
+        case("each doubt about a policy is told once", doubts),
+    ]
 }
 
 const GOOD: &str = "
@@ -142,4 +145,57 @@ async fn in_force(world: &World) -> anyhow::Result<Vec<String>> {
         .iter()
         .map(|policy| format!("{} {}", policy["object"]["metadata"]["name"], policy["revision"]))
         .collect())
+}
+
+/// What stands nowhere else twice: a route that has no backend and leads to no service, with a policy on it.
+const DOUBTFUL: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: later, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: later}]
+  rules: [{name: all, matches: [{path: {type: PathPrefix, value: /}}]}]
+---
+apiVersion: outrigger.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: later, namespace: default}
+spec:
+  targetRef: {kind: HTTPRoute, name: later, sectionName: all}
+  timeouts: {request: 1s}
+";
+
+async fn doubts(world: Arc<World>) -> anyhow::Result<()> {
+    let _turn = world.without_policies().await?;
+    let told = async |arguments: &[&str], yaml: &str| {
+        let output = world.mesh.policy_command(arguments, yaml).await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code().is_some_and(|code| code <= 1),
+            "{arguments:?}: {}: {said}",
+            output.status
+        );
+        let mut doubts: Vec<String> =
+            said.lines().filter(|line| line.starts_with("warning: ")).map(str::to_owned).collect();
+        doubts.sort();
+        anyhow::Ok(doubts)
+    };
+    let first = told(&["validate", "--live", "-f"], DOUBTFUL).await?;
+    println!("{first:#?}");
+    let says = |what: &str| first.iter().filter(|doubt| doubt.contains(what)).count();
+    ensure!(
+        says("there is no service later.default") == 1 && says("has no `backendRefs`") == 1,
+        "{first:#?}"
+    );
+    ensure!(first.len() == 2, "{first:#?}");
+    for arguments in [&["diff", "-f"][..], &["apply", "--dry-run", "-f"], &["apply", "-f"]] {
+        let doubts = told(arguments, DOUBTFUL).await?;
+        ensure!(doubts == first, "{arguments:?} tells {doubts:#?}");
+    }
+    // The policy on it would be left behind; of both together neither is.
+    let route = DOUBTFUL.split("---").next().unwrap_or_default();
+    let left = told(&["delete", "--dry-run", "-f"], route).await?;
+    ensure!(left.len() == 1 && left[0].contains("TrafficPolicy default/later refers to it"), "{left:#?}");
+    let both = told(&["delete", "-f"], DOUBTFUL).await?;
+    ensure!(both.is_empty(), "{both:#?}");
+    Ok(())
 }

@@ -171,11 +171,22 @@ pub(super) async fn apply(server: &Server, apply: &Apply<'_>) -> Result<Applied>
     server.post("/api/v1/policies/apply", apply).await
 }
 
-/// Deletes an object; with `revision` only if that is what holds.
-pub(super) async fn delete(server: &Server, key: &Key, revision: Option<u64>, dry_run: bool) -> Result<()> {
+/// Deletes an object; with `revision` only if that is what holds. Returns what is doubtful about that.
+pub(super) async fn delete(
+    server: &Server,
+    key: &Key,
+    revision: Option<u64>,
+    dry_run: bool,
+) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Deleted {
+        #[serde(default)]
+        warnings: Vec<String>,
+    }
     let revision = revision.map(|revision| format!("&revision={revision}")).unwrap_or_default();
     let path = format!("{}?dryRun={dry_run}{revision}", path(key));
-    server.delete(&path).await.map_err(missing)
+    let deleted: Deleted = server.delete(&path).await.map_err(missing)?;
+    Ok(deleted.warnings)
 }
 
 /// The last revisions of an object, the newest first.

@@ -28,7 +28,6 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self) -> Result<Answer> {
         let parsed = files::objects(&self.files.files, &self.scope.namespace()?)?;
-        files::warn(&parsed);
         let (policies, catalog) = api::everything(&self.scope.server()?).await?;
         let objects = files::validated(&parsed, &policies, &catalog)?;
         let paint = Paint::stdout();

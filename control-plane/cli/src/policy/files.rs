@@ -104,10 +104,11 @@ pub(super) fn objects(files: &[PathBuf], namespace: &str) -> Result<Vec<Parsed>>
     if twice.is_empty() { Ok(objects) } else { Err(Faults(twice).into()) }
 }
 
-/// The objects of what was read, checked against what is there: warnings are told, faults are the error.
+/// The objects of what was read, checked against what is there: warnings are told, those of [`warn`] among them, faults
+/// are the error.
 pub(super) fn validated(parsed: &[Parsed], policies: &Policies, catalog: &Catalog) -> Result<Vec<Object>> {
     let objects: Vec<Object> = parsed.iter().map(|parsed| parsed.object.clone()).collect();
-    let findings = outrigger_policy::validate(&objects, policies, catalog);
+    let findings = outrigger_policy::validate(&objects, &[], policies, catalog);
     for warning in &findings.warnings {
         eprintln!("warning: {}", place(warning, parsed));
     }
@@ -156,7 +157,7 @@ pub(super) fn twice(objects: &[Parsed]) -> Vec<Fault> {
     faults
 }
 
-/// Doubts of the parser go to standard error: they hold nothing up.
+/// Doubts about each object alone go to standard error: they hold nothing up.
 pub(super) fn warn(parsed: &[Parsed]) {
     for warning in parsed.iter().flat_map(|parsed| &parsed.warnings) {
         eprintln!("warning: {warning}");
@@ -175,6 +176,15 @@ pub(super) fn locate(error: anyhow::Error, parsed: &[Parsed]) -> anyhow::Error {
     };
     let locate = |fault: &Fault| place_of(&fault.file, &fault.path, &fault.message, parsed);
     Faults(refusal.faults.iter().map(locate).collect()).into()
+}
+
+/// A warning of the controller about an object, with its place in the files: it says `FIELD: WHAT`.
+pub(super) fn locate_warning(key: &Key, warning: &str, parsed: &[Parsed]) -> Fault {
+    let field = warning.split_once(": ").filter(|(path, _)| {
+        ["spec", "metadata"].iter().any(|top| path.split(['.', '[']).next() == Some(top))
+    });
+    let (path, message) = field.unwrap_or(("", warning));
+    place_of(&key.to_string(), path, message, parsed)
 }
 
 /// A finding, with its place in the files.

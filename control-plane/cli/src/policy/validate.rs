@@ -23,13 +23,14 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self) -> Result<()> {
         let parsed = files::objects(&self.files.files, &self.scope.namespace()?)?;
-        files::warn(&parsed);
-        let mut checked = "references were not checked (--live does)";
-        if self.live {
+        let checked = if self.live {
             let (policies, catalog) = api::everything(&self.scope.server()?).await?;
             files::validated(&parsed, &policies, &catalog)?;
-            checked = "references were checked";
-        }
+            "references were checked"
+        } else {
+            files::warn(&parsed);
+            "references were not checked (--live does)"
+        };
         let objects = if parsed.len() == 1 { "object is" } else { "objects are" };
         output::write(&format!("{} {objects} valid; {checked}\n", parsed.len()))
     }

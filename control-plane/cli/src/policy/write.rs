@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use outrigger_policy::Key;
+use outrigger_policy::{Key, Kind, Parsed};
 use serde::{Serialize, Serializer};
 
 use super::{
@@ -96,10 +96,14 @@ impl From<Written> for Done {
 }
 
 impl Output {
-    fn print(&self, done: &[Done]) -> Result<()> {
+    /// Warnings have their places in the files that the objects came from.
+    fn print(&self, done: &[Done], files: &[Parsed]) -> Result<()> {
         for (done, warning) in done.iter().flat_map(|done| done.warnings.iter().map(move |text| (done, text)))
         {
-            eprintln!("warning: {}: {}", done.key, output::plain(warning));
+            eprintln!(
+                "warning: {}",
+                output::plain(&files::locate_warning(&done.key, warning, files).to_string())
+            );
         }
         let dry = if self.dry_run { " (dry run)" } else { "" };
         let line = |done: &Done| match self.output {
@@ -116,15 +120,15 @@ impl Output {
         }
     }
 
-    fn print_applied(&self, applied: Applied) -> Result<()> {
-        self.print(&applied.results.into_iter().map(Done::from).collect::<Vec<_>>())
+    fn print_applied(&self, applied: Applied, files: &[Parsed]) -> Result<()> {
+        self.print(&applied.results.into_iter().map(Done::from).collect::<Vec<_>>(), files)
     }
 }
 
 impl Apply {
     pub(super) async fn run(self) -> Result<()> {
+        // The controller warns of all that there is to warn of.
         let parsed = files::objects(&self.files.files, &self.scope.namespace()?)?;
-        files::warn(&parsed);
         let objects: Vec<_> = parsed.iter().map(|parsed| &parsed.object).collect();
         let expect = objects
             .iter()
@@ -132,14 +136,14 @@ impl Apply {
             .collect();
         let request = Request { objects, dry_run: self.output.dry_run, expect };
         let applied = api::apply(&self.scope.server()?, &request).await;
-        self.output.print_applied(applied.map_err(|error| files::locate(error, &parsed))?)
+        self.output.print_applied(applied.map_err(|error| files::locate(error, &parsed))?, &parsed)
     }
 }
 
 impl Delete {
     pub(super) async fn run(self) -> Result<()> {
         let (server, namespace) = (self.scope.server()?, self.scope.namespace()?);
-        let keys = if self.files.is_empty() {
+        let mut keys = if self.files.is_empty() {
             names::keys(&self.words, &namespace)?
         } else {
             files::objects(&self.files, &namespace)?.iter().map(|parsed| parsed.object.key()).collect()
@@ -147,15 +151,19 @@ impl Delete {
         if self.revision.is_some() && keys.len() > 1 {
             bail!("--revision is about one object");
         }
+        // What refers to others goes before them: nobody need be warned of what goes in the same breath.
+        keys.sort_by_key(|key| match key.kind {
+            Kind::TrafficPolicy => 0,
+            Kind::AccessPolicy | Kind::HttpRoute | Kind::GrpcRoute => 1,
+            Kind::ExternalService | Kind::MeshDefaults => 2,
+        });
         for key in keys {
             match api::delete(&server, &key, self.revision, self.output.dry_run).await {
                 // Each by itself, so that what was deleted is told even if the next one fails.
-                Ok(()) => self.output.print(&[Done {
-                    key,
-                    action: "deleted".to_owned(),
-                    revision: None,
-                    warnings: Vec::new(),
-                }])?,
+                Ok(warnings) => {
+                    let done = Done { key, action: "deleted".to_owned(), revision: None, warnings };
+                    self.output.print(&[done], &[])?;
+                }
                 Err(error) if self.ignore_not_found && api::is_missing(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -178,6 +186,6 @@ impl Rollback {
                 None => bail!("{key} has no earlier revision to go back to"),
             }
         };
-        self.output.print_applied(api::rollback(&server, &key, revision, self.output.dry_run).await?)
+        self.output.print_applied(api::rollback(&server, &key, revision, self.output.dry_run).await?, &[])
     }
 }

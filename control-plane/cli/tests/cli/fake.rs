@@ -277,8 +277,13 @@ impl State {
                 self.write(&key, action, Some(object));
             }
             let revision = self.item(&key).map_or(json!(0), |item| item["revision"].clone());
-            let is_audit = object["spec"]["mode"] == "Audit";
-            let warnings = if is_audit { vec!["spec.mode: nothing is refused by it"] } else { Vec::new() };
+            let warnings = if object["spec"]["mode"] == "Audit" {
+                vec!["spec.mode: nothing is refused by it"]
+            } else if object["spec"] == json!({}) {
+                vec!["spec: says nothing"]
+            } else {
+                Vec::new()
+            };
             results.push(json!({ "key": key, "action": action, "revision": revision, "warnings": warnings }));
         }
         ("200 OK", json!({ "revision": self.revision, "results": results }))
@@ -289,10 +294,17 @@ impl State {
         if query.get("revision").is_some_and(|revision| *revision != held) {
             return error("409 Conflict", "conflict", &format!("{key} is at revision {held}"));
         }
+        let warnings: Vec<String> = self
+            .objects
+            .keys()
+            .filter(|other| **other == key.replace("HTTPRoute", "TrafficPolicy") && **other != key)
+            .filter(|other| self.item(other).is_some())
+            .map(|other| format!("{other} refers to it"))
+            .collect();
         if query["dryRun"] == "false" {
             self.write(key, "deleted", None);
         }
-        ("200 OK", json!({ "revision": self.revision }))
+        ("200 OK", json!({ "revision": self.revision, "warnings": warnings }))
     }
 
     fn rollback(&mut self, key: &str, body: &Value) -> Answer {

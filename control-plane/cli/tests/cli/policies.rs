@@ -96,7 +96,46 @@ fn warnings_go_to_standard_error() {
     let audit = ACCESS.replace("  rules:", "  mode: Audit\n  rules:");
     let ran = fake.run_with(&["policy", "apply", "-f", "-"], &audit);
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "AccessPolicy shop/orders created\n"), "{ran}");
-    assert!(ran.stderr.contains("warning: AccessPolicy shop/orders: spec.mode: nothing is refused"), "{ran}");
+    assert_eq!(ran.stderr, "warning: standard input:6:3: spec.mode: nothing is refused by it\n", "{ran}");
+}
+
+#[test]
+fn each_doubt_is_told_once() {
+    let fake = Fake::start();
+    let text =
+        "apiVersion: outrigger.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: default}\nspec: {}\n";
+    for command in [
+        &["policy", "validate", "-f", "-"][..],
+        &["policy", "validate", "-f", "-", "--live"],
+        &["policy", "diff", "-f", "-"],
+        &["policy", "apply", "-f", "-"],
+    ] {
+        let ran = fake.run_with(command, text);
+        assert_eq!(ran.stderr, "warning: standard input:4:1: spec: says nothing\n", "{command:?}: {ran}");
+    }
+}
+
+#[test]
+fn what_others_lose_by_a_deletion_is_told_and_what_goes_with_it_is_not() {
+    let fake = Fake::start();
+    let route = "\
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: orders}]
+  rules: [{backendRefs: [{name: orders, port: 8080}]}]
+";
+    let both = route.to_owned() + "---\n" + &TRAFFIC.replace("kind: Service", "kind: HTTPRoute");
+    fake.write("both.yaml", &both);
+    assert_eq!(fake.run(&["policy", "apply", "-f", "both.yaml", "-n", "shop"]).code, 0);
+    let alone = fake.run(&["policy", "delete", "hr/shop/orders", "--dry-run"]);
+    let told = "warning: HTTPRoute shop/orders: TrafficPolicy shop/orders refers to it\n";
+    assert_eq!((alone.code, &*alone.stderr), (0, told), "{alone}");
+    let both = fake.run(&["policy", "delete", "-f", "both.yaml", "-n", "shop"]);
+    assert_eq!(both.stderr, "", "{both}");
+    assert_eq!(both.stdout, "TrafficPolicy shop/orders deleted\nHTTPRoute shop/orders deleted\n");
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         method: "delete",
         query: &[("revision", "integer", "Only if it is still at this revision"), DRY_RUN],
         failures: &[400, 404, 409, 503],
-        ..Operation::get(OBJECT, "Takes a policy away", "Revision")
+        ..Operation::get(OBJECT, "Takes a policy away; warns of what those lose that refer to it", "Deleted")
     },
     Operation {
         failures: &[404, 503],
@@ -232,7 +232,7 @@ fn components() -> Value {
             "revision": number,
             "warnings": list(text.clone()),
         }))) })),
-        "Revision": object(json!({ "revision": number })),
+        "Deleted": object(json!({ "revision": number, "warnings": list(text.clone()) })),
         "History": object(json!({ "items": list(object(json!({
             "revision": number, "time": number, "author": text, "action": text, "object": policy,
         }))) })),

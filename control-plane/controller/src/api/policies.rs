@@ -137,12 +137,8 @@ pub(super) async fn apply(
     let mut faults = Vec::new();
     for (at, object) in request.objects.iter().enumerate() {
         match read(&format!("objects[{at}]"), object) {
-            Ok(parsed) => {
-                let key = parsed.object.key();
-                let warnings = parsed.warnings.into_iter();
-                apply.warnings.extend(warnings.map(|warning| (key.clone(), text_of(&warning))));
-                apply.objects.push(parsed.object);
-            }
+            // The writer finds again what is doubtful in it.
+            Ok(parsed) => apply.objects.push(parsed.object),
             Err(found) => faults.extend(found),
         }
     }
@@ -189,7 +185,10 @@ pub(super) async fn delete(
     let author = author(&headers);
     let apply = Apply { deletions: vec![key], dry_run, expect, author, ..Apply::default() };
     match api.writer.apply(apply).await {
-        Ok(applied) => Json(json!({ "revision": applied.revision })).into_response(),
+        Ok(Applied { revision, results }) => {
+            let warnings: Vec<String> = results.into_iter().flat_map(|result| result.warnings).collect();
+            Json(json!({ "revision": revision, "warnings": warnings })).into_response()
+        }
         Err(error) => refused(error),
     }
 }
@@ -247,10 +246,6 @@ fn read(name: &str, object: &Value) -> Result<Parsed, Vec<Fault>> {
             ..Fault::default()
         }]),
     }
-}
-
-fn text_of(fault: &Fault) -> String {
-    if fault.path.is_empty() { fault.message.clone() } else { format!("{}: {}", fault.path, fault.message) }
 }
 
 fn counts(api: &Api) -> BTreeMap<Key, Counts> {

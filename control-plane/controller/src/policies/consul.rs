@@ -11,17 +11,18 @@
 //! mixture. History is apart, because a watch is woken with all that it covers.
 //!
 //! A transaction's writer knows what it wrote before the watch tells; a watch that reads from a server behind the leader
-//! must not take that back, so that for a while an older revision than the own last one is not believed. A revision that
-//! is *gone* while policies are held is never believed: somebody has wiped the store, and a mesh without its policies
-//! would let in what they keep out. (A store that was restored to an older state has its older revision, and is.)
+//! must not take that back, so that for a while an older revision than the own last one is not believed; nor must a watch
+//! that breaks before it has read the write, however long Consul is away then. A revision that is *gone* while policies
+//! are held is never believed: somebody has wiped the store, and a mesh without its policies would let in what they keep
+//! out. (A store that was restored to an older state has its older revision, and is.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrigger_consul::{
-    Client, KvOperation, KvOutcome, KvPair, MAX_TRANSACTION, MAX_TRANSACTION_BYTES, Scope, State, Status,
-    Watch,
+    Client, KvOperation, KvOutcome, KvPair, MAX_TRANSACTION, MAX_TRANSACTION_BYTES, Reason, Scope, State,
+    Status, Watch,
 };
 use outrigger_policy::{Key, Policies, Stored, parse};
 use tokio::sync::{Notify, watch};
@@ -34,6 +35,8 @@ use crate::sources::{Fault, MAX_FAULTS, Sync};
 const POLICIES: &str = "outrigger/policies/";
 const REVISION: &str = "outrigger/policies/revision";
 const HISTORIES: &str = "outrigger/history/";
+/// What the controller's token must be allowed, as an ACL rule of Consul.
+const NEEDED: &str = r#"`key_prefix "outrigger/" { policy = "write" }`"#;
 /// Digits of a revision in a key: keys stand in the order in which they were written.
 const REVISION_DIGITS: usize = 20;
 /// Each object takes two operations, and the revision one.
@@ -71,8 +74,8 @@ struct Held {
     records: BTreeMap<Key, Record>,
     /// Version of the revision's key; 0: there is none.
     revision_version: u64,
-    /// The own last write, and until when nothing older is believed.
-    floor: Option<(u64, Instant)>,
+    /// The own last write, and until when nothing older is believed. `None`: that time begins when Consul can be read again.
+    floor: Option<(u64, Option<Instant>)>,
     /// Every record could be read, at least once since the start.
     complete: bool,
 }
@@ -157,7 +160,7 @@ impl PolicyStore for ConsulStore {
                 }
                 Err(WriteError::Conflict)
             }
-            Err(error) => Err(WriteError::Unavailable(format!("{error}; the write may have taken effect"))),
+            Err(error) => Err(WriteError::Unavailable(failed(&error))),
         }
     }
 
@@ -184,7 +187,11 @@ impl Shared {
                 self.take(pairs, &state.status)
             } else {
                 if let Status::Degraded(reason) = &state.status {
-                    tracing::warn!(%reason, "policies cannot be read from Consul yet: proxies are told nothing that policies decide");
+                    let reason = why(reason);
+                    tracing::warn!(
+                        reason,
+                        "policies cannot be read from Consul yet: proxies are told nothing that policies decide"
+                    );
                 }
                 None
             };
@@ -219,10 +226,20 @@ impl Shared {
             }
         };
         if let Some((floor, until)) = held.floor {
-            if revision < floor && Instant::now() < until {
-                return Some(until);
+            if *status == Status::Synced {
+                let until = until.unwrap_or_else(|| Instant::now() + BEHIND);
+                held.floor = (Instant::now() < until).then_some((floor, Some(until)));
+                if revision < floor && held.floor.is_some() {
+                    return Some(until);
+                }
+            } else {
+                // What the watch read before it broke says nothing of what has become of the write since.
+                held.floor = Some((floor, None));
+                if revision < floor {
+                    self.publish(Picture { sync: sync(&last.sync, status), ..Picture::clone(&last) });
+                    return None;
+                }
             }
-            held.floor = held.floor.filter(|_| Instant::now() < until);
         }
         held.revision_version = pairs.get(REVISION).map_or(0, |pair| pair.modify_index);
         let mut records = BTreeMap::new();
@@ -251,12 +268,7 @@ impl Shared {
             .iter()
             .filter_map(|(key, record)| Some((key.clone(), record.stored.clone()?)))
             .collect();
-        let sync = match status {
-            _ if !held.complete => Sync::Never,
-            Status::Synced => Sync::Synced,
-            Status::Starting => last.sync.clone(),
-            Status::Degraded(reason) => degraded(&last.sync, reason.to_string()),
-        };
+        let sync = if held.complete { sync(&last.sync, status) } else { Sync::Never };
         self.publish(Picture { revision, policies: Arc::new(policies), sync, faults });
         None
     }
@@ -323,7 +335,7 @@ impl Shared {
     fn wrote(&self, write: &Write, revision: u64, version: u64, policies: Policies) -> Arc<Picture> {
         let mut held = self.held();
         held.revision_version = version;
-        held.floor = Some((revision, Instant::now() + BEHIND));
+        held.floor = Some((revision, Some(Instant::now() + BEHIND)));
         for key in write.changes.iter().map(key_of_change) {
             match policies.get(&key) {
                 Some(stored) => {
@@ -416,6 +428,37 @@ fn read(key: &Key, pair: &KvPair, before: Option<&Record>) -> Record {
             Record { version, stored: Some(stored), fault: None }
         }
         Err(reason) => Record { version, stored: last_good, fault: Some(reason) },
+    }
+}
+
+/// Why a write failed, and what that means for it.
+fn failed(error: &outrigger_consul::Error) -> String {
+    if error.may_have_happened() {
+        return format!("{error}; the write may have taken effect");
+    }
+    let text = error.to_string();
+    // Consul's words, wherever in a transaction it finds that the token may not.
+    if error.is_unauthorized() || text.contains("Permission denied") {
+        return format!("{text}; the controller's token needs {NEEDED}");
+    }
+    text
+}
+
+fn sync(before: &Sync, status: &Status) -> Sync {
+    match status {
+        Status::Synced => Sync::Synced,
+        Status::Starting => before.clone(),
+        Status::Degraded(reason) => degraded(before, why(reason)),
+    }
+}
+
+/// Why the store cannot be read.
+fn why(reason: &Reason) -> String {
+    match reason {
+        Reason::Filtered => {
+            format!("Consul hides what the token may not read; the controller's token needs {NEEDED}")
+        }
+        reason => reason.to_string(),
     }
 }
 

@@ -252,6 +252,34 @@ async fn a_consul_that_is_away_or_wiped_takes_nothing_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_consul_that_breaks_before_it_tells_of_a_write_does_not_take_it_back() {
+    let fake = FakeConsul::new();
+    let store = on(&fake);
+    until(&store, |picture| picture.sync == Sync::Synced).await;
+    store.commit(write(0, vec![put("a", "shop/web")])).await.unwrap();
+    let old = fake.world().keys.clone();
+    let written = store.commit(write(1, vec![put("a", "shop/pay")])).await.unwrap();
+    let new = std::mem::replace(&mut fake.world().keys, old);
+    // What the watch last reads is from before the write.
+    fake.change(|_| ());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fake.change(|world| world.permanent_fault = Some(outrigger_consul::fake::Fault::Status(500, "no")));
+    let away = until(&store, |picture| matches!(picture.sync, Sync::Degraded { .. })).await;
+    assert_eq!((away.revision, &away.policies), (2, &written.policies));
+    // Longer than a server may be behind.
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    assert_eq!(store.pictures().borrow().policies, written.policies);
+
+    // It returns, at first from before the write.
+    fake.change(|world| world.permanent_fault = None);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(store.pictures().borrow().policies, written.policies);
+    fake.change(|world| world.keys = new);
+    let back = until(&store, |picture| picture.sync == Sync::Synced).await;
+    assert_eq!((back.revision, &back.policies), (2, &written.policies));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_people_write_into_consul_counts_where_it_can_be_read() {
     let fake = FakeConsul::new();
     let store = on(&fake);

@@ -16,8 +16,9 @@ use super::{Action, Change, Past, Picture, PolicyStore, Write, WriteError, says_
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::sources::Sync;
 
-/// Writers that lose are judged again this often before their caller is told.
-const TRIES: usize = 5;
+/// Writers that lose are judged again this often before their caller is told: more often than another controller that works
+/// off a queue of callers wins in a row.
+const TRIES: usize = 20;
 /// How long a write waits until it is in force. What takes longer is written all the same, and comes.
 const IN_FORCE: Duration = Duration::from_secs(5);
 
@@ -38,8 +39,6 @@ pub(crate) struct Apply {
     pub(crate) objects: Vec<Object>,
     /// Objects to take away.
     pub(crate) deletions: Vec<Key>,
-    /// What is already known to be doubtful, by object.
-    pub(crate) warnings: Vec<(Key, String)>,
     /// Judge only.
     pub(crate) dry_run: bool,
     /// The revisions at which the caller knows objects; 0: it knows that there is none.
@@ -66,7 +65,7 @@ pub(crate) struct Verdict {
     /// At which it was last written.
     revision: u64,
     /// What is doubtful about it.
-    warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Why nothing was changed.
@@ -242,14 +241,11 @@ impl Writer {
         let Some(resolution) = self.resolution() else {
             return Err(Refused::Unavailable("the policies were not resolved yet".to_owned()));
         };
-        let findings = validate(&apply.objects, &picture.policies, &resolution.catalog);
+        let findings = validate(&apply.objects, &apply.deletions, &picture.policies, &resolution.catalog);
         if !findings.errors.is_empty() {
             return Err(Refused::Invalid(findings.errors.into_iter().map(fault).collect()));
         }
         let mut warnings: BTreeMap<Key, Vec<String>> = BTreeMap::new();
-        for (key, text) in &apply.warnings {
-            warnings.entry(key.clone()).or_default().push(text.clone());
-        }
         for Finding { key, path, message } in findings.warnings {
             let text = if path.is_empty() { message } else { format!("{path}: {message}") };
             warnings.entry(key).or_default().push(text);

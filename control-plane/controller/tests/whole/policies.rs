@@ -264,6 +264,26 @@ async fn what_is_wrong_is_refused_whole_with_every_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_doubt_is_told_once_also_of_what_a_deletion_leaves_behind() {
+    let bench = Bench::of(&[("orders.yaml", ORDERS)]).await;
+    let answer = apply(&bench, &[object("MeshDefaults", "shop", "default", json!({}))]).await;
+    assert_eq!(answer["results"][0]["warnings"], json!(["spec: says nothing"]), "{answer:#}");
+
+    let partner = json!({ "hosts": ["a.example.com"], "ports": [{ "port": 80, "protocol": "HTTP" }] });
+    apply(&bench, &[object("ExternalService", "shop", "partner", partner), timeout("slow", "partner", "1s")])
+        .await;
+    let path = "/api/v1/policies/ExternalService/shop/partner";
+    let left =
+        json!(["TrafficPolicy shop/slow refers to it: spec.targetRef: there is no service partner.shop yet"]);
+    for query in ["?dryRun=true", ""] {
+        let (status, answer) = bench.api("DELETE", &format!("{path}{query}"), None).await;
+        assert_eq!((status, &answer["warnings"]), (200, &left), "{answer:#}");
+    }
+    let (status, answer) = bench.api("DELETE", "/api/v1/policies/TrafficPolicy/shop/slow", None).await;
+    assert_eq!((status, &answer["warnings"]), (200, &json!([])), "{answer:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_own_side_follows_identity_claims_and_defaults() {
     let late = "kind: Service\nname: late\nnamespace: shop\nports: [{port: 80}]\nendpoints: [{address: 127.0.0.1, port: 9003}]\n";
     let bench = Bench::of(&[("orders.yaml", ORDERS), ("late.yaml", late)]).await;

@@ -63,7 +63,7 @@ fn mesh_defaults(world: &World<'_>, namespace: &str, spec: &MeshDefaults, report
 }
 
 /// Whether any policy allows anything.
-fn allows(world: &World<'_>) -> bool {
+pub(super) fn allows(world: &World<'_>) -> bool {
     world.objects.values().any(|object| match &object.spec {
         Spec::AccessPolicy(policy) => {
             policy.mode == AccessMode::Enforce && policy.rules.iter().any(|rule| rule.action == Action::Allow)
@@ -422,15 +422,24 @@ fn sources(world: &World<'_>, at: &str, sources: &[Source], report: &mut Report<
 }
 
 /// What holds for the workloads of a namespace.
-fn inbound_default(world: &World<'_>, namespace: &str) -> DefaultAction {
+pub(super) fn inbound_default(world: &World<'_>, namespace: &str) -> DefaultAction {
+    default_of(world, namespace, |spec| spec.inbound).unwrap_or(world.catalog.defaults.inbound)
+}
+
+/// What the `MeshDefaults` of a namespace, or else of the mesh, say. `None`: nothing, the configuration holds.
+pub(super) fn default_of<T>(
+    world: &World<'_>,
+    namespace: &str,
+    field: impl Fn(&MeshDefaults) -> Option<T>,
+) -> Option<T> {
     let of = |namespace: &str| {
         let key = Key::new(Kind::MeshDefaults, namespace, "default");
         match &world.objects.get(&key)?.spec {
-            Spec::MeshDefaults(spec) => spec.inbound,
+            Spec::MeshDefaults(spec) => field(spec),
             _ => None,
         }
     };
-    of(namespace).or_else(|| of(&world.catalog.mesh_namespace)).unwrap_or(world.catalog.defaults.inbound)
+    of(namespace).or_else(|| of(&world.catalog.mesh_namespace))
 }
 
 fn external(world: &World<'_>, object: &Object, spec: &ExternalService, report: &mut Report<'_>) {

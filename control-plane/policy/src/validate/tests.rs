@@ -37,15 +37,22 @@ fn objects(text: &str) -> Vec<Object> {
     parsed.into_iter().map(|parsed| parsed.object).collect()
 }
 
-fn told(text: &str, kept: &str, catalog: &Catalog) -> String {
-    let policies: Policies = objects(kept)
-        .into_iter()
-        .map(|object| {
-            let stored = Stored { object, revision: 1, created: 1, updated: 1, author: String::new() };
-            (stored.object.key(), Arc::new(stored))
-        })
-        .collect();
-    let findings = validate(&objects(text), &policies, catalog);
+fn kept(text: &str) -> Policies {
+    let stored = |object| Stored { object, revision: 1, created: 1, updated: 1, author: String::new() };
+    objects(text).into_iter().map(|object| (object.key(), Arc::new(stored(object)))).collect()
+}
+
+fn told(text: &str, before: &str, catalog: &Catalog) -> String {
+    lines(&validate(&objects(text), &[], &kept(before), catalog))
+}
+
+/// What is told when these go.
+fn told_of_deletion(deleted: &[&str], before: &str, catalog: &Catalog) -> String {
+    let deleted: Vec<Key> = deleted.iter().map(|key| key.parse().unwrap()).collect();
+    lines(&validate(&[], &deleted, &kept(before), catalog))
+}
+
+fn lines(findings: &Findings) -> String {
     let lines = |kind: &str, findings: &[Finding]| -> String {
         findings.iter().map(|finding| format!("{kind} {finding}\n")).collect::<Vec<_>>().concat()
     };
@@ -184,7 +191,45 @@ fn objects_that_no_file_was_parsed_for_are_checked_alone_too() {
     let mut object = objects(&policy("MeshDefaults", "default", "{mtls: Strict}")).remove(0);
     object.metadata.namespace = String::new();
     object.metadata.name = "other".to_owned();
-    let findings = validate(&[object.clone(), object], &Policies::new(), &catalog());
+    let findings = validate(&[object.clone(), object], &[], &Policies::new(), &catalog());
     let paths: Vec<&str> = findings.errors.iter().map(|finding| &*finding.path).collect();
     assert_eq!(paths, ["", "metadata.namespace", "metadata.name"]);
+}
+
+#[test]
+fn what_a_deletion_takes_from_others_is_told() {
+    let world = [
+        policy("HTTPRoute", "r", ROUTE),
+        policy(
+            "HTTPRoute",
+            "out",
+            "{parentRefs: [{group: '', kind: Service, name: orders}], rules: [{backendRefs: [{name: orders, port: 80}, {name: partner, port: 80}]}]}",
+        ),
+        policy("TrafficPolicy", "on-r", "{targetRef: {kind: HTTPRoute, name: r, sectionName: pay}, retry: {attempts: 1}}"),
+        policy("TrafficPolicy", "on-partner", "{targetRef: {kind: Service, name: partner}, retry: {attempts: 1}}"),
+        policy("TrafficPolicy", "on-orders", "{targetRef: {kind: Service, name: orders}, retry: {attempts: 1}}"),
+        policy("ExternalService", "partner", "{hosts: [a.example.com], ports: [{port: 80, protocol: HTTP}]}"),
+        policy("MeshDefaults", "default", "{inbound: Deny, outbound: Deny}"),
+        policy("AccessPolicy", "a", "{targetRef: {kind: Namespace}, rules: [{name: web, action: Allow}]}"),
+        policy("AccessPolicy", "b", "{targetRef: {kind: Namespace}, rules: [{name: web, action: Deny}]}"),
+    ]
+    .concat();
+    let mut catalog = catalog();
+    catalog.defaults.inbound = DefaultAction::Allow;
+    let told = |deleted: &[&str]| told_of_deletion(deleted, &world, &catalog);
+    insta::assert_snapshot!(
+        [
+            "HTTPRoute shop/r",
+            "ExternalService shop/partner",
+            "MeshDefaults shop/default",
+            "AccessPolicy shop/a",
+        ]
+        .map(|key| told(&[key]))
+        .concat()
+    );
+    // Nothing stays that would miss it.
+    assert_eq!(told(&["HTTPRoute shop/r", "TrafficPolicy shop/on-r"]), "");
+    for key in ["TrafficPolicy shop/on-orders", "AccessPolicy shop/b", "HTTPRoute shop/out"] {
+        assert_eq!(told(&[key]), "");
+    }
 }
