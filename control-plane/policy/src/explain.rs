@@ -153,16 +153,13 @@ impl<'a> Evaluator<'a> {
         self.workloads.get(service).map_or(&[], Vec::as_slice)
     }
 
-    /// The service's port, where it has exactly one.
+    /// The port at which the service's clients ask, where there is exactly one.
     pub(crate) fn only_port(&self, service: &str) -> Option<u16> {
-        let ports: Vec<u16> = match self.catalog.service(service) {
-            Some(service) => service.ports.iter().map(|port| port.port).collect(),
+        let ports = match self.catalog.service(service) {
+            Some(service) => service.client_ports(),
             None => self.external(service)?.ports.iter().map(|port| port.port).collect(),
         };
-        match ports[..] {
-            [port] if port != 0 => Some(port),
-            _ => None,
-        }
+        ports.first().copied().filter(|_| ports.len() == 1)
     }
 
     pub(crate) fn explain(&self, question: &Question) -> Explanation {
