@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use outrigger_core::bulkhead::Permit;
+use outrigger_core::bulkhead::Place;
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -309,19 +309,19 @@ pub struct TlsFacts {
 pub struct OpenGuard {
     gauge: Gauge,
     /// The place that the connection takes among those that a policy allows.
-    permit: Option<Permit>,
+    place: Option<Place>,
 }
 
 impl OpenGuard {
     fn new(gauge: Gauge) -> Self {
         gauge.inc();
-        Self { gauge, permit: None }
+        Self { gauge, place: None }
     }
 
-    /// Keeps a permit, if there is one, as long.
+    /// Keeps a place, if there is one, as long.
     #[must_use]
-    pub fn holding(mut self, permit: Option<Permit>) -> Self {
-        self.permit = permit;
+    pub fn holding(mut self, place: Option<Place>) -> Self {
+        self.place = place;
         self
     }
 }

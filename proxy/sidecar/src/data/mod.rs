@@ -24,6 +24,7 @@ mod h2;
 mod health;
 mod inbound;
 mod leg;
+mod line;
 mod message;
 mod outbound;
 mod pool;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use outrigger_core::{
-    bulkhead::Permit,
+    bulkhead::Place,
     detect::Detection,
     key::Alpn,
     reason::Reason,
@@ -232,8 +232,8 @@ async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
     let mut tried = Vec::new();
     loop {
         let mut attempt = route.attempt(&tried, || None)?;
-        let permit = route.holds_connection()?;
-        match open(route, &attempt, permit).await {
+        let place = route.holds_connection()?;
+        match open(route, &attempt, place).await {
             Ok(upstream) => {
                 attempt.answered(true);
                 return Ok(upstream);
@@ -252,19 +252,19 @@ async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
     }
 }
 
-async fn open(route: &Route, attempt: &Attempt, permit: Permit) -> Result<Upstream, ConnectError> {
+async fn open(route: &Route, attempt: &Attempt, place: Place) -> Result<Upstream, ConnectError> {
     let worker = &route.worker;
     let metrics = &worker.ctx.metrics;
     let edge = Some(attempt.edge.clone());
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
         let stream = tls::dial(&worker.ctx, attempt.address, Whom::Outside).await?;
-        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(Some(permit));
+        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(Some(place));
         return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), edge, open: vec![open] });
     };
     let secured = tls::connect(worker, &key).await.inspect_err(|error| {
         metrics.handshake_failed(Direction::Outbound, error.reason.code());
     })?;
-    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(Some(permit));
+    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(Some(place));
     let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
     Ok(Upstream { wire: secured.wire, edge, open: vec![open, info] })
 }
