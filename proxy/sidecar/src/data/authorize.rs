@@ -8,7 +8,7 @@ use std::{borrow::Cow, time::Instant};
 
 use outrigger_certs::SpiffeId;
 use outrigger_core::{
-    access::{By, Caller, Verdict},
+    access::{By, Caller},
     concurrency::Permit,
     limit::{OpenConnection, Refused},
     path,
@@ -142,7 +142,7 @@ impl Entry {
         if strict && !is_probe {
             return Err(self.plaintext_refused());
         }
-        count(worker, &verdict);
+        worker.decisions.borrow_mut().count(&worker.ctx.metrics, policy.epoch, access, &verdict);
         if verdict.allowed {
             return Ok(is_probe);
         }
@@ -193,23 +193,6 @@ impl Entry {
             ),
             None => format!("{who} may not connect to port {}", self.port()),
         }
-    }
-}
-
-fn count(worker: &Worker, verdict: &Verdict<'_>) {
-    let metrics = &worker.ctx.metrics;
-    if !verdict.allowed {
-        let (policy, rule) = verdict.by.names();
-        metrics.access(policy, rule, "denied");
-    } else if verdict.audited {
-        metrics.access(verdict.by.names().0, "default", "audited");
-    }
-    for audit in &verdict.audits {
-        metrics.access(
-            audit.policy,
-            audit.rule,
-            if audit.would_allow { "would_allow" } else { "would_deny" },
-        );
     }
 }
 
