@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -24,7 +24,7 @@ use super::{
     Worker,
     exchanges::Key,
     line::{InLine, Line},
-    reasons::Refusal,
+    reasons::{Refusal, cut},
     tls::ConnectError,
 };
 use crate::{
@@ -227,7 +227,10 @@ impl Route {
                     attempt = Some(Attempt::new(self, picked.endpoint, picked.address, Some(token)));
                 }
                 Pick::AllFailing => {
-                    let text = format!("all endpoints of {} have failed just now", service.name);
+                    let text = format!(
+                        "all endpoints of {} have failed just now; one is tried again soon",
+                        service.name
+                    );
                     return Err(Refusal::new(Reason::EndpointsFailing, text));
                 }
                 Pick::NoEndpoints => {}
@@ -235,8 +238,8 @@ impl Route {
         }
         let attempt = attempt.ok_or_else(|| {
             let text = match &self.target.endpoint {
-                Some(id) => format!("endpoint {id} of {} has left", service.name),
-                None => format!("{} has no endpoint for port {port}", service.name),
+                Some(id) => format!("endpoint {id} of {} has left, and it was dialled itself", service.name),
+                None => no_endpoint(&service, port),
             };
             Refusal::new(Reason::NoEndpoints, text)
         })?;
@@ -262,6 +265,19 @@ impl Route {
         counted.insert(endpoint.id.clone(), Counted { picks, identity, edge: edge.clone() });
         edge
     }
+}
+
+/// Why there is nobody to ask at a port: it may be the wrong one.
+fn no_endpoint(service: &Service, port: u16) -> String {
+    let ports: BTreeSet<u16> =
+        service.endpoints.iter().flat_map(|endpoint| endpoint.ports.keys().copied()).collect();
+    let why = if ports.is_empty() {
+        "it has none at all".to_owned()
+    } else {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        format!("it has some for {}", cut(ports.join(", ")))
+    };
+    format!("{} has no endpoint for port {port}: {why}", service.name)
 }
 
 /// One endpoint chosen for one request or connection. Dropped without an outcome, the caller has given up.

@@ -52,8 +52,8 @@ pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) -> Next {
         }
     };
     let Some(address) = original.filter(|address| !worker.listeners.contains(*address)) else {
-        return refuse_connection(&worker, stream, Refusal::new(Reason::Loop, "dialled the proxy itself"))
-            .await;
+        let text = "the proxy's own port was dialled; dial the address that is meant";
+        return refuse_connection(&worker, stream, Refusal::new(Reason::Loop, text)).await;
     };
     let directory = &worker.ctx.directory;
     let knowledge = directory.resolve(address).await;
@@ -67,7 +67,8 @@ pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) -> Next {
             pass_through(&worker, stream, address).await
         }
         Resolution::Refuse(reason) => {
-            refuse_connection(&worker, stream, Refusal::new(reason, address.to_string())).await
+            let text = leads_nowhere(&address.to_string(), reason);
+            refuse_connection(&worker, stream, Refusal::new(reason, text)).await
         }
     }
 }
@@ -81,7 +82,21 @@ pub(crate) async fn upstream(worker: Rc<Worker>, stream: TcpStream, at: usize) -
         Knowledge::NotFound => Reason::NoSuchDestination,
         Knowledge::Silent => Reason::DiscoveryUnavailable,
     };
-    refuse_connection(&worker, stream, Refusal::new(reason, upstream.service.clone())).await
+    let text = leads_nowhere(&upstream.service, reason);
+    refuse_connection(&worker, stream, Refusal::new(reason, text)).await
+}
+
+/// Why a connection to an address, or to a service, goes nowhere.
+fn leads_nowhere(dialled: &str, reason: Reason) -> String {
+    let why = match reason {
+        Reason::NoSuchDestination => "it is the mesh's, and nothing that the controller knows is there",
+        Reason::OutboundDenied => {
+            "it is outside the mesh, where the outbound default lets nobody go; an ExternalService would name it"
+        }
+        Reason::DiscoveryUnavailable => "the controller has not said in time where it leads",
+        _ => "it leads nowhere",
+    };
+    format!("{dialled}: {why}")
 }
 
 fn reset(stream: &TcpStream) -> Next {

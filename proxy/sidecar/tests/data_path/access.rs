@@ -267,7 +267,7 @@ async fn a_caller_that_asks_too_often_is_told_when_to_come_back() {
     }
     let (head, body) = ask(pair.address, "/").await;
     assert_eq!(head.status, 429);
-    assert!(body.contains("rate_limited: default/app, slow"), "{body}");
+    assert!(body.contains("rate_limited: AccessPolicy default/app, slow allows no more"), "{body}");
     let after: u64 = head.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=10).contains(&after), "{after}");
     assert_eq!(head.headers["ratelimit-policy"], "\"slow\";q=3;w=30");

@@ -220,7 +220,8 @@ async fn a_request_ends_at_its_deadline_and_the_application_is_told_how_long_it_
         Response::new(full(told.to_string()))
     })
     .await;
-    let timeouts = v1::Timeouts { request: Some(300), ..v1::Timeouts::default() };
+    let origin = "TrafficPolicy default/t".to_owned();
+    let timeouts = v1::Timeouts { request: Some(300), origin, ..v1::Timeouts::default() };
     let traffic = v1::Traffic { timeouts: Some(timeouts), ..v1::Traffic::default() };
     let (_client, address) = before(traffic, app);
     assert_eq!(ask(address, get("/")).await.0.status, 200);
@@ -228,6 +229,7 @@ async fn a_request_ends_at_its_deadline_and_the_application_is_told_how_long_it_
     let (head, body) = ask(address, get("/slow")).await;
     assert_eq!(head.status, 504);
     assert!(body.contains("request_timeout: not answered within"), "{body}");
+    assert!(body.contains("(TrafficPolicy default/t) by endpoint app of app.default"), "{body}");
     assert!(begun.elapsed() >= Duration::from_millis(300));
 
     // A caller that waits less is taken at its word.

@@ -105,7 +105,12 @@ impl Exchange {
                 if limit.is_some_and(|limit| took >= limit) {
                     self.was_silent(worker);
                 }
-                let text = format!("not answered within {} ms{}", took.as_millis(), self.why_it_waited());
+                let whose = match &self.plan.traffic {
+                    Some(traffic) if limit.is_some_and(|limit| took >= limit) => &*traffic.timeouts.origin,
+                    _ => "the caller's own time-out",
+                };
+                let (whom, waited) = (self.whom(), self.why_it_waited());
+                let text = format!("not answered within {} ms ({whose}) by {whom}{waited}", took.as_millis());
                 self.refuse(worker, Refusal::new(Reason::RequestTimeout, text));
             }
             State::Answering => self.cut(worker, Code::CANCEL),
@@ -134,12 +139,7 @@ impl Exchange {
     /// The try that is under way has taken too long.
     fn took_too_long(&mut self, worker: &Rc<Worker>, key: Key) {
         let waited = self.why_it_waited();
-        let text = match &self.attempt {
-            Some(attempt) if waited.is_empty() => {
-                format!("endpoint {} gave no answer within the time-out of one try", attempt.endpoint.id)
-            }
-            _ => format!("no answer within the time-out of one try{waited}"),
-        };
+        let text = format!("not answered within the time-out of one try by {}{waited}", self.whom());
         let refusal = Refusal::new(Reason::RequestTimeout, text);
         let failure = if self.in_line.is_some() { Failure::NothingHappened } else { Failure::PerTryTimeout };
         self.was_silent(worker);

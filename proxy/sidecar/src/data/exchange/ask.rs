@@ -71,6 +71,17 @@ impl Exchange {
         self.connect(worker, key);
     }
 
+    /// Who is asked, as refusals say it.
+    pub(super) fn whom(&self) -> String {
+        match (&self.attempt, self.way()) {
+            (Some(attempt), Some(way)) => {
+                format!("endpoint {} of {} ({})", attempt.endpoint.id, way.service(), attempt.address)
+            }
+            (None, Some(way)) => way.service().to_string(),
+            (_, None) => "the application".to_owned(),
+        }
+    }
+
     /// Whether what it turns to is a peer's sidecar.
     pub(super) fn asks_a_sidecar(&self) -> bool {
         matches!(self.target, Some(PoolKey::Mesh(_)))
@@ -221,7 +232,7 @@ impl Exchange {
                 (Some(true), _) | (_, None) => {}
                 (None, Some(target)) => return worker.pool.wait(target, key),
                 (Some(false), _) => {
-                    let text = "the endpoint does not serve extended CONNECT".to_owned();
+                    let text = format!("{} does not serve extended CONNECT", self.whom());
                     return self.broken(worker, key, text, None);
                 }
             }
@@ -320,7 +331,7 @@ impl Exchange {
             if self.attempts < MAX_ATTEMPTS && self.request.is_repeatable() {
                 return self.try_again(worker, key);
             }
-            let refusal = Refusal::new(Reason::UpstreamReset, "the endpoint is shutting down");
+            let refusal = Refusal::new(Reason::UpstreamReset, format!("{} is shutting down", self.whom()));
             return self.failed_try(worker, key, &Failure::NothingHappened, refusal);
         }
         if self.request.is_repeatable() && self.repeats < MAX_REPEATS {
@@ -354,8 +365,7 @@ impl Exchange {
             return self.connect(worker, key);
         }
         let error = error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string);
-        let who = if self.attempt.is_some() { "the endpoint" } else { "the application" };
-        self.broken(worker, key, format!("{who} gave no response: {error}"), None);
+        self.broken(worker, key, format!("{} gave no response: {error}", self.whom()), None);
     }
 
     /// The request was sent, and there will be no answer. `reset`: said in these terms.

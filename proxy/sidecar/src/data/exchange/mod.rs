@@ -357,11 +357,11 @@ impl Exchange {
             State::Over | State::Connecting => {}
             State::Asked if unprocessed => self.unprocessed(worker, key),
             _ if self.held.is_some() => {
-                self.broken(worker, key, format!("the endpoint reset its answer: {code}"), None);
+                self.broken(worker, key, format!("{} reset its answer: {code}", self.whom()), None);
             }
             State::Asked => {
                 let reset = Some(code).filter(|_| by_peer && !self.message.is_h1());
-                let text = format!("the endpoint reset the request: {code}");
+                let text = format!("{} reset the request: {code}", self.whom());
                 self.broken(worker, key, text, reset);
             }
             State::Answering if self.response.ended => self.settle(worker),
@@ -500,7 +500,8 @@ impl Exchange {
             && !self.plan.has_time_limit()
             && passed(self.asked_at, limit)
         {
-            let text = format!("no response in {limit:?}{}", self.why_it_waited());
+            let (whom, waited) = (self.whom(), self.why_it_waited());
+            let text = format!("not answered within {limit:?} (timeouts.request) by {whom}{waited}");
             self.was_silent(worker);
             return self.refuse(worker, Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text));
         }
