@@ -73,6 +73,22 @@ impl CatalogService {
         format!("{}.{}", self.name, self.namespace)
     }
 
+    /// The ports at which its clients ask: those that it lists or, where any port leads to it, as to a Consul service, those on which
+    /// its endpoints listen.
+    pub fn client_ports(&self) -> BTreeSet<u16> {
+        let listed: BTreeSet<u16> =
+            self.ports.iter().map(|port| port.port).filter(|port| *port != 0).collect();
+        if !listed.is_empty() {
+            return listed;
+        }
+        self.endpoints.iter().flat_map(|endpoint| endpoint.ports.values()).copied().collect()
+    }
+
+    /// Whether any port leads to it.
+    pub fn takes_any_port(&self) -> bool {
+        self.ports.iter().all(|port| port.port == 0)
+    }
+
     /// One of its ports.
     pub fn port(&self, port: u16) -> Option<&CatalogPort> {
         self.ports.iter().find(|known| known.port == port)

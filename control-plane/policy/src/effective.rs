@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use outrigger_api::v1;
 use outrigger_core::request::Request;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogService};
 use crate::explain::{Evaluator, From, Outcome, Question, To};
 use crate::resolve::{Resolved, ServicePolicy};
 
@@ -40,7 +40,7 @@ pub fn changes(old: &Resolved, new: &Resolved, catalog: &Catalog) -> Vec<String>
             continue;
         }
         let requests = requests(&policies, accesses.iter().flatten().flatten());
-        for port in ports(service.ports.iter().map(|port| port.port), &policies) {
+        for port in ports(service, &policies) {
             lines.extend(comparison.of_port(&To { service: name.clone(), port }, &requests));
         }
     }
@@ -96,15 +96,14 @@ impl Comparison<'_> {
         }
         let line = |((at, difference), callers): ((usize, String), Vec<String>)| {
             let what = requests[at].as_ref().map_or("bytes".to_owned(), label);
-            format!(
-                "{} -> {}:{} {what}: {difference}",
-                names(&callers, self.callers.len()),
-                to.service,
-                to.port
-            )
+            format!("{} -> {} {what}: {difference}", names(&callers, self.callers.len()), place(to))
         };
         by_difference.into_iter().map(line).collect()
     }
+}
+
+fn place(to: &To) -> String {
+    if to.port == 0 { to.service.clone() } else { format!("{}:{}", to.service, to.port) }
 }
 
 fn label(request: &Request) -> String {
@@ -163,15 +162,15 @@ fn who_decides(outcome: &Outcome) -> Option<String> {
     }
 }
 
-/// The ports to ask at. Where any port leads somewhere, those that routes name, or one.
-fn ports(listed: impl Iterator<Item = u16>, policies: &[ServicePolicy; 2]) -> BTreeSet<u16> {
-    let mut ports: BTreeSet<u16> = listed.filter(|port| *port != 0).collect();
-    if ports.is_empty() {
+/// The ports to ask at: the service's and, where any port leads to it, those that routes name. 0: nobody serves it yet.
+fn ports(service: &CatalogService, policies: &[ServicePolicy; 2]) -> BTreeSet<u16> {
+    let mut ports = service.client_ports();
+    if service.takes_any_port() {
         let routes = policies.iter().flat_map(|policy| &policy.routes);
         ports.extend(routes.flat_map(|route| &route.ports).filter_map(|port| u16::try_from(*port).ok()));
     }
     if ports.is_empty() {
-        ports.insert(80);
+        ports.insert(0);
     }
     ports
 }

@@ -118,6 +118,8 @@ pub struct Verdict<'a> {
     pub allowed: bool,
     /// What decided.
     pub by: By<'a>,
+    /// Its place among all that can decide, below [`Access::deciders`]: who counts decisions needs no names to find the counter.
+    pub decider: usize,
     /// It is allowed only because the default is to let pass and to tell.
     pub audited: bool,
     /// What policies under audit would have decided, at most [`MAX_AUDITS`] of them.
@@ -172,9 +174,16 @@ pub struct Audit<'a> {
     pub policy: &'a Arc<str>,
     /// The rule's name.
     pub rule: &'a Arc<str>,
+    /// See [`Verdict::decider`].
+    pub decider: usize,
     /// Else it would have denied.
     pub would_allow: bool,
 }
+
+/// Among those that decide; rules come after them.
+const PROBE: usize = 0;
+const DEFAULT: usize = 1;
+const FIRST_RULE: usize = 2;
 
 impl Access {
     /// Checks what was pushed. Faults are told with the policy's and the rule's name.
@@ -227,6 +236,11 @@ impl Access {
         self.probes.iter().any(|probe| probe.port() == port)
     }
 
+    /// How many there are that can decide: probes, the default, and each rule. Each decides always the same, or under audit would.
+    pub fn deciders(&self) -> usize {
+        FIRST_RULE + self.rules.len()
+    }
+
     /// How a path is brought into its one form.
     pub fn escaped_slashes(&self) -> EscapedSlashes {
         self.slashes
@@ -257,9 +271,10 @@ impl Access {
         is_probe: bool,
         is_it: impl Fn(&Rule) -> bool,
     ) -> Verdict<'_> {
-        let verdict = |allowed, by| Verdict { allowed, by, audited: false, audits: Vec::new() };
+        let verdict =
+            |allowed, by, decider| Verdict { allowed, by, decider, audited: false, audits: Vec::new() };
         if is_probe {
-            return verdict(true, By::Probe);
+            return verdict(true, By::Probe, PROBE);
         }
         let rules = self.rules_of(port);
         let holds = |at: &&usize| {
@@ -268,20 +283,21 @@ impl Access {
         };
         let by = |at: &usize| By::Rule { policy: &self.rules[*at].policy, rule: &self.rules[*at].name };
         let mut verdict = if let Some(deny) = rules.denies.iter().find(holds) {
-            verdict(false, by(deny))
+            verdict(false, by(deny), FIRST_RULE + deny)
         } else if let Some(allow) = rules.allows.iter().find(holds) {
-            verdict(true, by(allow))
+            verdict(true, by(allow), FIRST_RULE + allow)
         } else {
+            let by = By::Default { origin: &self.default_origin };
             Verdict {
                 audited: self.default == Otherwise::Audit,
-                ..verdict(self.default != Otherwise::Deny, By::Default { origin: &self.default_origin })
+                ..verdict(self.default != Otherwise::Deny, by, DEFAULT)
             }
         };
         for at in rules.audited.iter().filter(holds) {
             let Rule { policy, name: rule, deny, .. } = &self.rules[*at];
             let is_told = verdict.audits.iter().any(|told: &Audit<'_>| told.policy == policy);
             if !is_told && verdict.audits.len() < MAX_AUDITS {
-                verdict.audits.push(Audit { policy, rule, would_allow: !deny });
+                verdict.audits.push(Audit { policy, rule, decider: FIRST_RULE + at, would_allow: !deny });
             }
         }
         verdict

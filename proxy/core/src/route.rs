@@ -129,6 +129,13 @@ impl Routes {
         table.find(view).map_or(Found::NoMatch, |(rule, matched)| Found::Rule(rule, matched))
     }
 
+    /// The routes that are attached to `port`, as `HTTPRoute <namespace>/<name>`.
+    pub fn attached(&self, port: u16) -> BTreeSet<&str> {
+        let table = self.listed.get(&port).or(self.others.as_ref());
+        let rules = table.into_iter().flat_map(Table::rules);
+        rules.map(|rule| rule.name.split_once(", ").map_or(&*rule.name, |(route, _)| route)).collect()
+    }
+
     /// The services that backends and mirrors name, but for those that must not be asked.
     pub(crate) fn leads_to(&self) -> BTreeSet<Arc<str>> {
         let rules = self.listed.values().chain(&self.others).flat_map(Table::rules);

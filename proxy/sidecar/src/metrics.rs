@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use outrigger_core::bulkhead::Permit;
+use outrigger_core::bulkhead::Place;
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -60,6 +60,9 @@ pub type Picks = Handle<PickLabels, Count>;
 /// Counts what became of the failed tries of a service.
 pub type Retries = Handle<ServiceLabels, Count>;
 
+/// Counts what a rule of an access policy, or the default, has decided.
+pub type Decided = Handle<AccessLabels, Count>;
+
 /// Every family of the data path, and the registry that prints them with whatever else was registered.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -77,7 +80,7 @@ pub struct Metrics {
     passthrough: Family<OutcomeLabels, Counter>,
     picks: Summed<PickLabels, Count>,
     retries: Summed<ServiceLabels, Count>,
-    access: Capped<AccessLabels, Counter>,
+    access: Summed<AccessLabels, Count>,
     limited: Capped<LimitLabels, Counter>,
     panics: Counter,
     accept_errors: Counter,
@@ -115,7 +118,7 @@ impl Metrics {
             passthrough: Family::default(),
             picks: Summed::default(),
             retries: Summed::default(),
-            access: Capped::default(),
+            access: Summed::default(),
             limited: Capped::default(),
             panics: Counter::default(),
             accept_errors: Counter::default(),
@@ -158,8 +161,8 @@ impl Metrics {
         );
         r.register(
             "access_decisions",
-            "What access policies refused, or would have decided, by policy and rule",
-            metrics.access.family.clone(),
+            "What access policies decided, or would have, by policy and rule",
+            metrics.access.clone(),
         );
         r.register(
             "rate_limited",
@@ -263,10 +266,11 @@ impl Metrics {
         self.retries.handle(Arc::new(ServiceLabels { service: service.to_owned(), outcome }))
     }
 
-    /// A rule decided, or would have: `denied`, `audited`, `would_allow`, `would_deny`.
-    pub fn access(&self, policy: &str, rule: &str, decision: &'static str) {
+    /// The counter of what a rule decides, or would, for one worker thread: `allowed`, `denied`, `audited`, `would_allow`,
+    /// `would_deny`.
+    pub fn decided(&self, policy: &str, rule: &str, decision: &'static str) -> Decided {
         let labels = AccessLabels { policy: policy.to_owned(), rule: rule.to_owned(), decision };
-        self.access.get(&labels).inc();
+        self.access.handle(Arc::new(labels))
     }
 
     /// A limit refused, or would have: `refused`, `would_refuse`.
@@ -309,19 +313,19 @@ pub struct TlsFacts {
 pub struct OpenGuard {
     gauge: Gauge,
     /// The place that the connection takes among those that a policy allows.
-    permit: Option<Permit>,
+    place: Option<Place>,
 }
 
 impl OpenGuard {
     fn new(gauge: Gauge) -> Self {
         gauge.inc();
-        Self { gauge, permit: None }
+        Self { gauge, place: None }
     }
 
-    /// Keeps a permit, if there is one, as long.
+    /// Keeps a place, if there is one, as long.
     #[must_use]
-    pub fn holding(mut self, permit: Option<Permit>) -> Self {
-        self.permit = permit;
+    pub fn holding(mut self, place: Option<Place>) -> Self {
+        self.place = place;
         self
     }
 }

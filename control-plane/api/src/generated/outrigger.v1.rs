@@ -491,7 +491,7 @@ pub struct Breaker {
 pub struct Bulkhead {
     #[prost(uint32, tag = "1")]
     pub connections: u32,
-    /// Requests that wait for a connection.
+    /// Requests that wait for a connection. 0: no bound, but 1024 where connections have one.
     #[prost(uint32, tag = "2")]
     pub pending: u32,
     #[prost(uint32, tag = "3")]

@@ -96,6 +96,9 @@ struct Items<T> {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Apply<'a> {
     pub(super) objects: Vec<&'a Object>,
+    /// What goes in the same write, by key.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) deletions: Vec<String>,
     pub(super) dry_run: bool,
     /// The revisions that must hold for it to happen, by key.
     pub(super) expect: BTreeMap<String, u64>,

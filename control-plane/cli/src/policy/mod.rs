@@ -11,6 +11,7 @@ mod get;
 mod history;
 mod names;
 mod overlay;
+mod prune;
 mod stand_in;
 mod test;
 mod validate;

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use outrigger_policy::{Key, Kind, Parsed};
 use serde::{Serialize, Serializer};
 
@@ -15,6 +15,7 @@ use super::{
     api::{self, Applied, Apply as Request, Written},
     files::{self, Files},
     names,
+    prune::Prune,
 };
 use crate::output::{self, Format};
 
@@ -30,11 +31,14 @@ struct Output {
 }
 
 #[derive(Args)]
+#[command(group = ArgGroup::new("pruned").args(["namespace", "all_namespaces"]).multiple(true))]
 pub(super) struct Apply {
     #[command(flatten)]
     scope: Scope,
     #[command(flatten)]
     files: Files,
+    #[command(flatten)]
+    prune: Prune,
     #[command(flatten)]
     output: Output,
 }
@@ -130,11 +134,14 @@ impl Apply {
         // The controller warns of all that there is to warn of.
         let parsed = files::objects(&self.files.files, &self.scope.namespace()?)?;
         let objects: Vec<_> = parsed.iter().map(|parsed| &parsed.object).collect();
+        let pruned = self.prune.deletions(&self.scope, &objects).await?;
+        let deletions = pruned.keys().cloned().collect();
         let expect = objects
             .iter()
             .filter_map(|object| Some((object.key().to_string(), files::revision(object)?)))
+            .chain(pruned)
             .collect();
-        let request = Request { objects, dry_run: self.output.dry_run, expect };
+        let request = Request { objects, deletions, dry_run: self.output.dry_run, expect };
         let applied = api::apply(&self.scope.server()?, &request).await;
         self.output.print_applied(applied.map_err(|error| files::locate(error, &parsed))?, &parsed)
     }

@@ -286,6 +286,14 @@ impl State {
             };
             results.push(json!({ "key": key, "action": action, "revision": revision, "warnings": warnings }));
         }
+        for key in body["deletions"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let held = self.item(key).unwrap()["revision"].clone();
+            assert_eq!(body["expect"][key], held, "what is pruned is what was read");
+            if body["dryRun"] == false {
+                self.write(key, "deleted", None);
+            }
+            results.push(json!({ "key": key, "action": "deleted", "revision": held, "warnings": [] }));
+        }
         ("200 OK", json!({ "revision": self.revision, "results": results }))
     }
 

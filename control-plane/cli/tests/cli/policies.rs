@@ -57,6 +57,45 @@ fn a_folder_is_applied_as_one_and_again_changes_nothing() {
 }
 
 #[test]
+fn what_the_files_do_not_hold_goes_where_it_is_asked_for() {
+    let fake = applied();
+    fake.run_with(&["policy", "apply", "-f", "-"], &ACCESS.replace("namespace: shop", "namespace: bank"));
+    let access = fake.run(&["policy", "get", "ap/shop/orders", "-o", "yaml"]).stdout;
+    fake.write("access.yaml", &access);
+
+    // The context's namespace is not enough to have things deleted.
+    let unnamed = fake.run(&["policy", "apply", "-f", "access.yaml", "--prune"]);
+    assert_eq!(unnamed.code, 2, "{unnamed}");
+    assert!(
+        unnamed.stderr.contains("--namespace") && unnamed.stderr.contains("--all-namespaces"),
+        "{unnamed}"
+    );
+    let alone = fake.run(&["policy", "apply", "-f", "access.yaml", "-A"]);
+    assert_eq!(alone.code, 2, "{alone}");
+
+    let prune = ["policy", "apply", "-f", "access.yaml", "--prune", "-n", "shop"];
+    let dry = fake.run(&[&prune[..], &["--dry-run"]].concat());
+    assert_eq!(
+        dry.stdout,
+        "AccessPolicy shop/orders unchanged (dry run)\nTrafficPolicy shop/orders deleted (dry run)\n",
+        "{dry}"
+    );
+    assert_eq!(
+        fake.run(&prune).stdout,
+        "AccessPolicy shop/orders unchanged\nTrafficPolicy shop/orders deleted\n"
+    );
+    let left = fake.run(&["policy", "get", "-A", "-o", "name"]).stdout;
+    assert_eq!(
+        left, "AccessPolicy/bank/orders\nAccessPolicy/shop/orders\n",
+        "of another namespace nothing goes"
+    );
+
+    let everywhere = fake.run(&["policy", "apply", "-f", "access.yaml", "--prune", "-A"]);
+    assert!(everywhere.stdout.contains("AccessPolicy bank/orders deleted\n"), "{everywhere}");
+    assert_eq!(fake.run(&["policy", "get", "-A", "-o", "name"]).stdout, "AccessPolicy/shop/orders\n");
+}
+
+#[test]
 fn standard_input_and_several_files_are_taken() {
     let fake = Fake::start();
     fake.write("traffic.yaml", TRAFFIC);

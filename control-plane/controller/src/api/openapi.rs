@@ -218,6 +218,11 @@ fn components() -> Value {
             "required": ["objects"],
             "properties": {
                 "objects": list(policy.clone()),
+                "deletions": {
+                    "type": "array",
+                    "description": "`<Kind> <namespace>/<name>` of policies that are taken away in the same write",
+                    "items": text,
+                },
                 "dryRun": flag,
                 "expect": {
                     "type": "object",

@@ -112,6 +112,9 @@ pub(super) async fn one(State(api): State<Arc<Api>>, Path(path): Path<(String, S
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct ApplyRequest {
     objects: Vec<Value>,
+    /// Of objects that go in the same write.
+    #[serde(default)]
+    deletions: Vec<String>,
     #[serde(default)]
     dry_run: bool,
     #[serde(default)]
@@ -130,7 +133,7 @@ pub(super) async fn apply(
         }
         Err(error) => return failed(Code::BadRequest, &error.body_text()),
     };
-    if request.objects.len() > MAX_OBJECTS {
+    if request.objects.len() + request.deletions.len() > MAX_OBJECTS {
         return failed(Code::TooLarge, &format!("more than {MAX_OBJECTS} objects; apply fewer at once"));
     }
     let mut apply = Apply { dry_run: request.dry_run, author: author(&headers), ..Apply::default() };
@@ -142,16 +145,13 @@ pub(super) async fn apply(
             Err(found) => faults.extend(found),
         }
     }
-    for (name, revision) in request.expect {
-        match name.parse::<Key>() {
-            Ok(key) => _ = apply.expect.insert(key, revision),
-            Err(error) => faults.push(Fault {
-                file: "expect".to_owned(),
-                message: error.to_string(),
-                ..Fault::default()
-            }),
-        }
-    }
+    let mut named = |list: &str, name: &str| {
+        let fault = |message| Fault { file: list.to_owned(), message, ..Fault::default() };
+        name.parse::<Key>().map_err(|error| faults.push(fault(error.to_string()))).ok()
+    };
+    apply.deletions = request.deletions.iter().filter_map(|name| named("deletions", name)).collect();
+    let expected = request.expect.iter().filter_map(|(name, at)| Some((named("expect", name)?, *at)));
+    apply.expect = expected.collect();
     if !faults.is_empty() {
         return refused(Refused::Invalid(faults));
     }

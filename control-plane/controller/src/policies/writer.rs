@@ -130,8 +130,8 @@ impl Writer {
                 .map_or_else(Refused::label, |_| if apply.dry_run { "dry_run" } else { "done" });
             writer.metrics.policy_writes.get_or_create(&ReasonLabel::new(label)).inc();
             if let Err(refused) = &result {
-                let objects: Vec<String> =
-                    apply.objects.iter().map(|object| object.key().to_string()).collect();
+                let keys = apply.objects.iter().map(Object::key).chain(apply.deletions.iter().cloned());
+                let objects: Vec<String> = keys.map(|key| key.to_string()).collect();
                 tracing::info!(target: "audit", author = apply.author, ?objects, reason = label, "policies not changed: {refused:?}");
             }
             result

@@ -188,6 +188,42 @@ async fn a_refusal_is_seen_at_the_policies_that_are_in_what_was_refused_and_at_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_and_what_goes_is_one_write() {
+    let bench = Bench::of(&[("orders.yaml", ORDERS)]).await;
+    apply(&bench, &[timeout("old", "orders", "2s"), allow("web", "orders", "shop/web")]).await;
+    let change = |dry_run: bool| {
+        json!({
+            "objects": [timeout("new", "orders", "3s"), allow("web", "orders", "shop/web")], "dryRun": dry_run,
+            "deletions": ["TrafficPolicy shop/old"], "expect": { "TrafficPolicy shop/old": 1 },
+        })
+    };
+    for dry_run in [true, false] {
+        let (status, answer) = bench.api("POST", "/api/v1/policies/apply", Some(change(dry_run))).await;
+        assert_eq!(status, 200, "{answer:#}");
+        let results = answer["results"].as_array().unwrap().iter();
+        let actions: Vec<_> = results.map(|result| [&result["key"], &result["action"]]).collect();
+        assert_eq!(
+            json!(actions),
+            json!([
+                ["TrafficPolicy shop/new", "created"],
+                ["AccessPolicy shop/web", "unchanged"],
+                ["TrafficPolicy shop/old", "deleted"],
+            ])
+        );
+        assert_eq!(answer["revision"], if dry_run { 1 } else { 2 });
+    }
+    let all = get(&bench, "/api/v1/policies").await;
+    let names: Vec<_> =
+        all["items"].as_array().unwrap().iter().map(|item| &item["object"]["metadata"]["name"]).collect();
+    assert_eq!(json!(names), json!(["new", "web"]));
+    let history = get(&bench, "/api/v1/policies/TrafficPolicy/shop/old/history").await;
+    assert_eq!(
+        (&history["items"][0]["action"], &history["items"][0]["revision"]),
+        (&json!("deleted"), &json!(2))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_refused_whole_with_every_fault() {
     let bench = Bench::of(&[("orders.yaml", ORDERS)]).await;
     apply(&bench, &[timeout("slow", "orders", "2s")]).await;
@@ -235,6 +271,20 @@ async fn what_is_wrong_is_refused_whole_with_every_fault() {
             409,
         ),
         (json!({ "objects": [], "expect": { "nonsense": 1 } }), 422),
+        (json!({ "objects": [], "deletions": ["nonsense"] }), 422),
+        (
+            json!({ "objects": [timeout("slow", "orders", "9s")], "deletions": ["TrafficPolicy shop/slow"] }),
+            422,
+        ),
+        (
+            json!({ "objects": [timeout("slow", "orders", "9s")], "deletions": ["TrafficPolicy shop/no"] }),
+            404,
+        ),
+        (
+            json!({ "objects": [timeout("new", "orders", "9s")], "deletions": ["TrafficPolicy shop/slow"],
+                    "expect": { "TrafficPolicy shop/slow": 7 } }),
+            409,
+        ),
         (json!({ "objects": [], "dryrun": true }), 400),
         (json!({ "objects": vec![json!(1); 1001] }), 413),
     ] {

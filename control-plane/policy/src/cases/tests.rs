@@ -77,8 +77,13 @@ fn what_is_expected_must_hold_of_all_that_can_come() {
             vec!["to.port: orders.shop has not exactly one port; name one"],
         ),
         (
-            "{to: {service: pay.bank}, expect: {}}",
-            vec!["to.port: pay.bank has not exactly one port; name one"],
+            // Any port leads to it, and its workload listens on one.
+            "{to: {service: pay.bank}, request: {path: /}, expect: {decision: Deny, status: 403}}",
+            vec![],
+        ),
+        (
+            "{to: {service: none.shop}, expect: {}}",
+            vec!["to.port: none.shop has not exactly one port; name one"],
         ),
         (
             "{from: {service: none.shop}, to: {service: web.shop}, expect: {}}",

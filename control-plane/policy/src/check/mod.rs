@@ -5,6 +5,7 @@
 
 mod access;
 mod external;
+mod filters;
 mod mesh_defaults;
 pub(crate) mod names;
 mod route;

@@ -1,15 +1,12 @@
-//! `HTTPRoute` and `GRPCRoute`: the Gateway API's own rules, which a cluster's API server checks and nobody else does elsewhere, and
-//! the fields that are not supported.
-
-use outrigger_core::headers::{is_hop_by_hop, is_mesh_internal, misspells_framing};
+//! `HTTPRoute` and `GRPCRoute`, but for their filters: the Gateway API's own rules, which a cluster's API server checks and nobody
+//! else does elsewhere, and the fields that are not supported.
 
 use super::traffic::MAX_ATTEMPTS;
-use super::{Problems, names};
+use super::{Problems, filters, names};
 use crate::fields::refusal;
 use crate::kinds::{
-    BackendObjectReference, BackendRef, GrpcFilter, GrpcFilterType, GrpcMethodMatch, GrpcRoute, HeaderMatch,
-    HeaderModifier, HttpFilter, HttpFilterType, HttpMatch, HttpRoute, HttpRule, MatchType, ParentReference,
-    PathMatchType, PathModifier, PathModifierType, RequestMirror, RequestRedirect, Unsupported,
+    BackendObjectReference, BackendRef, GrpcMethodMatch, GrpcRoute, HeaderMatch, HttpFilterType, HttpMatch,
+    HttpRoute, HttpRule, MatchType, ParentReference, PathMatchType, Unsupported,
 };
 
 // The Gateway API's bounds.
@@ -19,7 +16,7 @@ const MAX_RULES: usize = 16;
 const MAX_MATCHES: usize = 64;
 /// Of all rules together.
 const MAX_ALL_MATCHES: usize = 128;
-const MAX_ENTRIES: usize = 16;
+pub(super) const MAX_ENTRIES: usize = 16;
 const MAX_WEIGHT: u32 = 1_000_000;
 const MAX_QUERY_VALUE: usize = 1024;
 
@@ -50,12 +47,12 @@ pub(super) fn grpc(out: &mut Problems, route: &GrpcRoute) {
             }
             headers(out, &format!("{at}.headers"), &one.headers);
         }
-        grpc_filters(out, &format!("{at}.filters"), &rule.filters);
+        filters::check(out, &format!("{at}.filters"), &rule.filters, &[]);
         out.at_most(&format!("{at}.backendRefs"), &rule.backend_refs, MAX_ENTRIES);
         for (index, backend) in rule.backend_refs.iter().enumerate() {
             let at = format!("{at}.backendRefs[{index}]");
             weighted(out, &at, backend);
-            grpc_filters(out, &format!("{at}.filters"), &backend.filters);
+            filters::check(out, &format!("{at}.filters"), &backend.filters, &[]);
         }
     }
 }
@@ -174,7 +171,7 @@ fn http_rule(out: &mut Problems, at: &str, rule: &HttpRule) {
     for (index, one) in rule.matches.iter().enumerate() {
         http_match(out, &format!("{at}.matches[{index}]"), one);
     }
-    http_filters(out, &format!("{at}.filters"), &rule.filters, &rule.matches);
+    filters::check(out, &format!("{at}.filters"), &rule.filters, &rule.matches);
     let redirect = rule.filters.iter().position(|filter| filter.kind == HttpFilterType::RequestRedirect);
     if let Some(index) = redirect
         && !rule.backend_refs.is_empty()
@@ -186,7 +183,7 @@ fn http_rule(out: &mut Problems, at: &str, rule: &HttpRule) {
     for (index, backend) in rule.backend_refs.iter().enumerate() {
         let at = format!("{at}.backendRefs[{index}]");
         weighted(out, &at, backend);
-        http_filters(out, &format!("{at}.filters"), &backend.filters, &rule.matches);
+        filters::check(out, &format!("{at}.filters"), &backend.filters, &rule.matches);
         for (number, filter) in backend.filters.iter().enumerate() {
             if filter.kind == HttpFilterType::RequestRedirect {
                 out.error(
@@ -262,7 +259,7 @@ fn weighted<F>(out: &mut Problems, at: &str, backend: &BackendRef<F>) {
     out.range(format!("{at}.weight"), backend.weight, 0, MAX_WEIGHT);
 }
 
-fn reference(out: &mut Problems, at: &str, reference: &BackendObjectReference) {
+pub(super) fn reference(out: &mut Problems, at: &str, reference: &BackendObjectReference) {
     let group = reference.group.as_deref().unwrap_or_default();
     let kind = reference.kind.as_deref().unwrap_or("Service");
     // What a reference of another kind comes to is the Gateway API's to say: its requests get 500, the route stays.
@@ -278,249 +275,5 @@ fn reference(out: &mut Problems, at: &str, reference: &BackendObjectReference) {
         None => out.error(format!("{at}.port"), "is missing: a Service is called at a port"),
         Some(0) => out.error(format!("{at}.port"), "0 is not 1 to 65535"),
         Some(_) => {}
-    }
-}
-
-/// A filter's `type` says which of its fields is set, and no other is.
-fn one_field(out: &mut Problems, at: &str, wanted: &str, fields: &[(&str, bool)]) {
-    for (field, set) in fields {
-        match (*field == wanted, set) {
-            (true, false) => out.error(format!("{at}.{field}"), "is missing: `type` asks for it"),
-            (false, true) => {
-                out.error(
-                    format!("{at}.{field}"),
-                    format!("does not go with `type`, which asks for `{wanted}`"),
-                );
-            }
-            _ => {}
-        }
-    }
-}
-
-fn http_filters(out: &mut Problems, at: &str, filters: &[HttpFilter], matches: &[HttpMatch]) {
-    out.at_most(at, filters, MAX_ENTRIES);
-    let first = |kind| filters.iter().position(|filter| filter.kind == kind);
-    for (index, filter) in filters.iter().enumerate() {
-        let at = format!("{at}[{index}]");
-        if filter.kind != HttpFilterType::RequestMirror && first(filter.kind) != Some(index) {
-            out.error(&at, "is of a type that is there already: join them");
-        }
-        let wanted = match filter.kind {
-            HttpFilterType::RequestHeaderModifier => "requestHeaderModifier",
-            HttpFilterType::ResponseHeaderModifier => "responseHeaderModifier",
-            HttpFilterType::RequestRedirect => "requestRedirect",
-            HttpFilterType::UrlRewrite => "urlRewrite",
-            HttpFilterType::RequestMirror => "requestMirror",
-            HttpFilterType::Cors => "cors",
-            HttpFilterType::ExternalAuth => "externalAuth",
-            HttpFilterType::ExtensionRef => "extensionRef",
-        };
-        if matches!(
-            filter.kind,
-            HttpFilterType::Cors | HttpFilterType::ExternalAuth | HttpFilterType::ExtensionRef
-        ) {
-            let message = format!("{} is not supported: {}", wanted, refusal(wanted));
-            out.error(format!("{at}.type"), message);
-            continue;
-        }
-        one_field(
-            out,
-            &at,
-            wanted,
-            &[
-                ("requestHeaderModifier", filter.request_header_modifier.is_some()),
-                ("responseHeaderModifier", filter.response_header_modifier.is_some()),
-                ("requestRedirect", filter.request_redirect.is_some()),
-                ("urlRewrite", filter.url_rewrite.is_some()),
-                ("requestMirror", filter.request_mirror.is_some()),
-                ("cors", filter.cors.is_some()),
-                ("externalAuth", filter.external_auth.is_some()),
-                ("extensionRef", filter.extension_ref.is_some()),
-            ],
-        );
-        if let Some(change) = &filter.request_header_modifier {
-            modifier(out, &format!("{at}.requestHeaderModifier"), change);
-        }
-        if let Some(change) = &filter.response_header_modifier {
-            modifier(out, &format!("{at}.responseHeaderModifier"), change);
-        }
-        if let Some(mirror) = &filter.request_mirror {
-            check_mirror(out, &format!("{at}.requestMirror"), mirror);
-        }
-        if let Some(redirect) = &filter.request_redirect {
-            check_redirect(out, &format!("{at}.requestRedirect"), redirect, matches);
-        }
-        if let Some(rewrite) = &filter.url_rewrite {
-            let at = format!("{at}.urlRewrite");
-            if rewrite.hostname.is_none() && rewrite.path.is_none() {
-                out.error(&at, "has neither `hostname` nor `path`");
-            }
-            if let Some(hostname) = &rewrite.hostname {
-                out.take(format!("{at}.hostname"), names::host(hostname));
-            }
-            path_modifier(out, &format!("{at}.path"), rewrite.path.as_ref(), matches);
-        }
-    }
-    if let (Some(_), Some(index)) =
-        (first(HttpFilterType::RequestRedirect), first(HttpFilterType::UrlRewrite))
-    {
-        out.error(
-            format!("{at}[{index}]"),
-            "goes to a backend, and the redirect does not: one of them must go",
-        );
-    }
-}
-
-fn grpc_filters(out: &mut Problems, at: &str, filters: &[GrpcFilter]) {
-    out.at_most(at, filters, MAX_ENTRIES);
-    let first = |kind| filters.iter().position(|filter| filter.kind == kind);
-    for (index, filter) in filters.iter().enumerate() {
-        let at = format!("{at}[{index}]");
-        if filter.kind != GrpcFilterType::RequestMirror && first(filter.kind) != Some(index) {
-            out.error(&at, "is of a type that is there already: join them");
-        }
-        let wanted = match filter.kind {
-            GrpcFilterType::RequestHeaderModifier => "requestHeaderModifier",
-            GrpcFilterType::ResponseHeaderModifier => "responseHeaderModifier",
-            GrpcFilterType::RequestMirror => "requestMirror",
-            GrpcFilterType::ExtensionRef => {
-                let message = format!("extensionRef is not supported: {}", refusal("extensionRef"));
-                out.error(format!("{at}.type"), message);
-                continue;
-            }
-        };
-        one_field(
-            out,
-            &at,
-            wanted,
-            &[
-                ("requestHeaderModifier", filter.request_header_modifier.is_some()),
-                ("responseHeaderModifier", filter.response_header_modifier.is_some()),
-                ("requestMirror", filter.request_mirror.is_some()),
-                ("extensionRef", filter.extension_ref.is_some()),
-            ],
-        );
-        if let Some(change) = &filter.request_header_modifier {
-            modifier(out, &format!("{at}.requestHeaderModifier"), change);
-        }
-        if let Some(change) = &filter.response_header_modifier {
-            modifier(out, &format!("{at}.responseHeaderModifier"), change);
-        }
-        if let Some(mirror) = &filter.request_mirror {
-            check_mirror(out, &format!("{at}.requestMirror"), mirror);
-        }
-    }
-}
-
-fn modifier(out: &mut Problems, at: &str, change: &HeaderModifier) {
-    if *change == HeaderModifier::default() {
-        out.error(at, "has none of `set`, `add` and `remove`");
-    }
-    for (field, headers) in [("set", &change.set), ("add", &change.add)] {
-        let at = format!("{at}.{field}");
-        out.at_most(&at, headers, MAX_ENTRIES);
-        for (index, header) in headers.iter().enumerate() {
-            out.take(format!("{at}[{index}].name"), changeable(&header.name));
-            out.take(format!("{at}[{index}].value"), names::header_value(&header.value));
-        }
-        let keys = headers.iter().enumerate();
-        out.unique(
-            keys.map(|(index, header)| (format!("{at}[{index}].name"), header.name.to_ascii_lowercase())),
-        );
-    }
-    let at = format!("{at}.remove");
-    out.at_most(&at, &change.remove, MAX_ENTRIES);
-    for (index, name) in change.remove.iter().enumerate() {
-        out.take(format!("{at}[{index}]"), changeable(name));
-    }
-}
-
-/// A header that a policy may change: none that frames a message, says where it goes, or is the mesh's own.
-fn changeable(name: &str) -> Result<(), String> {
-    names::header(name)?;
-    let lower = name.to_ascii_lowercase();
-    let bytes = lower.as_bytes();
-    if lower == "host" {
-        Err("`host` is changed by a URLRewrite's `hostname`".to_owned())
-    } else if is_hop_by_hop(bytes, &[])
-        || misspells_framing(bytes)
-        || lower == "content-length"
-        || lower == "trailer"
-    {
-        Err(format!("`{lower}` frames the message: no policy changes it"))
-    } else if is_mesh_internal(bytes) {
-        Err(format!("`{lower}` is the mesh's own: no policy changes it"))
-    } else {
-        Ok(())
-    }
-}
-
-fn check_mirror(out: &mut Problems, at: &str, mirror: &RequestMirror) {
-    reference(out, &format!("{at}.backendRef"), &mirror.backend_ref);
-    if mirror.percent.is_some() && mirror.fraction.is_some() {
-        out.error(at, "has both `percent` and `fraction`: write one");
-    }
-    out.range(format!("{at}.percent"), mirror.percent, 0, 100);
-    if let Some(fraction) = &mirror.fraction {
-        let denominator = fraction.denominator.unwrap_or(100);
-        if denominator == 0 {
-            out.error(format!("{at}.fraction.denominator"), "is 0: it is at least 1");
-        } else if fraction.numerator > denominator {
-            out.error(
-                format!("{at}.fraction.numerator"),
-                format!("is more than the denominator, {denominator}"),
-            );
-        }
-    }
-}
-
-fn check_redirect(out: &mut Problems, at: &str, redirect: &RequestRedirect, matches: &[HttpMatch]) {
-    if let Some(scheme) = &redirect.scheme
-        && !matches!(&**scheme, "http" | "https")
-    {
-        out.error(format!("{at}.scheme"), names::not_a(scheme, "scheme", "http or https"));
-    }
-    if let Some(hostname) = &redirect.hostname {
-        out.take(format!("{at}.hostname"), names::host(hostname));
-    }
-    if redirect.port == Some(0) {
-        out.error(format!("{at}.port"), "0 is not 1 to 65535");
-    }
-    if let Some(status) = redirect.status_code
-        && !matches!(status, 301 | 302 | 303 | 307 | 308)
-    {
-        out.error(format!("{at}.statusCode"), format!("{status} is not 301, 302, 303, 307 or 308"));
-    }
-    path_modifier(out, &format!("{at}.path"), redirect.path.as_ref(), matches);
-}
-
-fn path_modifier(out: &mut Problems, at: &str, modifier: Option<&PathModifier>, matches: &[HttpMatch]) {
-    let Some(modifier) = modifier else { return };
-    let wanted = match modifier.kind {
-        PathModifierType::ReplaceFullPath => "replaceFullPath",
-        PathModifierType::ReplacePrefixMatch => "replacePrefixMatch",
-    };
-    let fields = [
-        ("replaceFullPath", &modifier.replace_full_path),
-        ("replacePrefixMatch", &modifier.replace_prefix_match),
-    ];
-    one_field(out, at, wanted, &fields.map(|(field, value)| (field, value.is_some())));
-    for (field, value) in fields {
-        let Some(value) = value else { continue };
-        if !value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))
-            || value.len() > 1024
-        {
-            let rule = "at most 1024 visible ASCII characters without `?` and `#`";
-            out.error(format!("{at}.{field}"), names::not_a(value, "path", rule));
-        }
-    }
-    let is_prefix = |one: &HttpMatch| {
-        one.path.as_ref().is_none_or(|path| path.kind.unwrap_or_default() == PathMatchType::PathPrefix)
-    };
-    if modifier.kind == PathModifierType::ReplacePrefixMatch
-        && !(matches.len() == 1 && is_prefix(&matches[0]))
-    {
-        let message = "is for a rule with exactly one match, of a path of type PathPrefix";
-        out.error(format!("{at}.replacePrefixMatch"), message);
     }
 }

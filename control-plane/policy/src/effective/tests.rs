@@ -28,6 +28,28 @@ fn a_retry_that_goes_is_told_for_whom_and_by_whom() {
 }
 
 #[test]
+fn a_service_that_any_port_leads_to_is_told_by_the_ports_of_its_endpoints() {
+    let policy = |attempts: u32| {
+        traffic("t", "bank", "kind: Service, name: pay", &format!("retry: {{attempts: {attempts}}}"))
+    };
+    let line = "retries 2 -> 0, by TrafficPolicy bank/t";
+    assert_eq!(between(&policy(2), &policy(0)), [format!("everybody -> pay.bank:7000 GET /: {line}")]);
+
+    let to_80 =
+        route("HTTPRoute", "r", "bank", "name: pay, port: 80", "{backendRefs: [{name: pay, port: 80}]}");
+    let lines = between("", &to_80);
+    assert!(lines.iter().all(|line| line.contains("-> pay.bank:80 ")), "{lines:?}");
+    assert!(!lines.is_empty(), "a port that only a route names is asked at too");
+
+    let mut catalog = catalog();
+    let pay = catalog.services.iter_mut().find(|service| service.name == "pay").unwrap();
+    pay.endpoints.clear();
+    let [old, new] = [2, 0].map(|attempts| resolve(&policies(&policy(attempts)), &catalog));
+    let nobody_serves_it = format!("everybody -> pay.bank GET /: {line}");
+    assert_eq!(changes(&old, &new, &catalog), [nobody_serves_it], "no port is made up");
+}
+
+#[test]
 fn what_a_rule_denies_is_told_with_its_name() {
     let rule = "rules: [{name: no-admin, action: Deny, from: [{namespaces: [bank]}], to: [{methods: [POST], paths: [{type: PathPrefix, value: /admin}]}]}]";
     let lines = between("", &access("a", "shop", "kind: Service, name: web", rule));

@@ -3,6 +3,8 @@ use outrigger_core::request::Request;
 use super::*;
 use crate::resolve::resolve;
 use crate::resolve::tests::{access, catalog, defaults, external, policies, route, traffic};
+use crate::value::Span;
+use outrigger_core::deadline;
 
 fn ask(text: &str, from: &From, service: &str, port: u16, request: Option<Request>) -> Explanation {
     let catalog = catalog();

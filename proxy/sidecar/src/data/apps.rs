@@ -12,12 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_core::bulkhead::Permit;
+use outrigger_core::bulkhead::Place;
 
 use super::{
     Worker,
     exchanges::Key,
     h1::{H1, Side},
+    line::Line,
     pool::PoolKey,
     tls::{self, Whom},
     wire::Wire,
@@ -61,12 +62,13 @@ impl Apps {
         }
     }
 
-    /// Makes a connection for an exchange, which is told.
+    /// Makes a connection for an exchange, which is told. `place`: that it takes among its service's connections, for which others
+    /// may wait in the line.
     pub(super) fn connect(
         worker: &Rc<Worker>,
         address: SocketAddr,
         direction: Direction,
-        permit: Option<Permit>,
+        place: Option<(Place, Rc<Line>)>,
         key: Key,
     ) {
         let worker_of_task = worker.clone();
@@ -78,8 +80,11 @@ impl Apps {
             };
             let connection = match Box::pin(tls::dial(&worker.ctx, address, whom)).await {
                 Ok(tcp) => {
-                    let open = worker.ctx.metrics.connection(direction, "plain_h1").holding(permit);
-                    let side = Side::Application { address, _open: open };
+                    let line = place.as_ref().filter(|(place, _)| place.is_bounded());
+                    let line = line.map(|(_, line)| line.clone());
+                    let place = place.map(|(place, _)| place);
+                    let open = worker.ctx.metrics.connection(direction, "plain_h1").holding(place);
+                    let side = Side::Application { address, line, _open: open };
                     H1::new(&worker, Wire::plain(tcp, Vec::new()), side)
                 }
                 Err(error) => {
@@ -95,21 +100,37 @@ impl Apps {
             worker.with(key, |exchange, worker| {
                 wanted = exchange.connected_h1(worker, key, address, &made);
             });
-            if !wanted {
+            if wanted {
+                return;
+            }
+            if made.is_wanted_elsewhere() {
+                made.drop_now();
+            } else {
                 worker.apps.give(address, made);
             }
         });
     }
 
-    /// Closes what is too old. Called about once a second.
+    /// Closes one of a service's idle connections, if there is one: its place is wanted.
+    pub(super) fn let_one_go(&self, line: &Rc<Line>) {
+        for connections in self.0.borrow_mut().values_mut() {
+            if let Some(at) = connections.iter().position(|connection| connection.is_of(line)) {
+                connections.swap_remove(at).drop_now();
+                return;
+            }
+        }
+    }
+
+    /// Closes what is too old, and what holds a place that others wait for. Called about once a second.
     pub(super) fn sweep(&self, now: Instant) {
         self.0.borrow_mut().retain(|_, connections| {
             connections.retain(|connection| {
                 let young = now.saturating_duration_since(connection.idle_since()) < IDLE;
-                if !young {
+                let stays = young && !connection.is_wanted();
+                if !stays {
                     connection.drop_now();
                 }
-                young && connection.is_usable()
+                stays && connection.is_usable()
             });
             !connections.is_empty()
         });

@@ -8,7 +8,7 @@ use std::{borrow::Cow, time::Instant};
 
 use outrigger_certs::SpiffeId;
 use outrigger_core::{
-    access::{By, Caller, Verdict},
+    access::{By, Caller},
     concurrency::Permit,
     limit::{OpenConnection, Refused},
     path,
@@ -17,7 +17,12 @@ use outrigger_core::{
 };
 use outrigger_http::head::RequestHead;
 
-use super::{Worker, inbound::Entry, reasons::Refusal, view::Seen};
+use super::{
+    Worker,
+    inbound::Entry,
+    reasons::{Refusal, asked_for},
+    view::Seen,
+};
 use crate::{config::Mtls, context::InboundPolicy};
 
 /// What a request was let in with, until it is over.
@@ -61,13 +66,27 @@ impl Entry {
             Ok(audits) => count_limits(worker, &audits, "would_refuse"),
             Err(limited) => {
                 count_limits(worker, std::slice::from_ref(&limited), "refused");
-                let text = self.explained(|| format!("{}, {}", limited.policy, limited.limit));
+                let text = self.explained(|| {
+                    format!(
+                        "AccessPolicy {}, {} allows no more on port {} for now; ask again in {} s",
+                        limited.policy,
+                        limited.limit,
+                        self.port(),
+                        limited.retry_after_seconds()
+                    )
+                });
                 return Err(Refusal::new(Reason::RateLimited, text).limited(limited));
             }
         }
         if let Some(bound) = policy.concurrency.iter().find(|bound| bound.is_about(self.port())) {
             let Some(permit) = bound.enter(now) else {
-                let text = self.explained(|| format!("{} bounds what is under way at once", bound.origin()));
+                let text = self.explained(|| {
+                    format!(
+                        "as many requests are under way on port {} as {} allows",
+                        self.port(),
+                        bound.origin()
+                    )
+                });
                 return Err(Refusal::new(Reason::LimitReached, text));
             };
             admission.permit = Some(permit);
@@ -92,8 +111,13 @@ impl Entry {
             }
             Err(limited) => {
                 count_limits(worker, std::slice::from_ref(&limited), "refused");
-                let text =
-                    self.explained(|| format!("{}, {}: too many connections", limited.policy, limited.limit));
+                let text = self.explained(|| {
+                    let (policy, limit) = (&limited.policy, &limited.limit);
+                    format!(
+                        "as many connections to port {} as AccessPolicy {policy}, {limit} allows",
+                        self.port()
+                    )
+                });
                 Err(Refusal::new(Reason::LimitReached, text))
             }
         }
@@ -142,7 +166,7 @@ impl Entry {
         if strict && !is_probe {
             return Err(self.plaintext_refused());
         }
-        count(worker, &verdict);
+        worker.decisions.borrow_mut().count(&worker.ctx.metrics, policy.epoch, access, &verdict);
         if verdict.allowed {
             return Ok(is_probe);
         }
@@ -185,31 +209,9 @@ impl Entry {
     fn what(&self, head: Option<&RequestHead>) -> String {
         let who = self.peer().map_or("somebody", SpiffeId::as_str);
         match head {
-            Some(head) => format!(
-                "{who} may not {} {} on port {}",
-                String::from_utf8_lossy(head.method()),
-                String::from_utf8_lossy(Seen(head).path()),
-                self.port()
-            ),
+            Some(head) => format!("{who} may not {} on port {}", asked_for(head), self.port()),
             None => format!("{who} may not connect to port {}", self.port()),
         }
-    }
-}
-
-fn count(worker: &Worker, verdict: &Verdict<'_>) {
-    let metrics = &worker.ctx.metrics;
-    if !verdict.allowed {
-        let (policy, rule) = verdict.by.names();
-        metrics.access(policy, rule, "denied");
-    } else if verdict.audited {
-        metrics.access(verdict.by.names().0, "default", "audited");
-    }
-    for audit in &verdict.audits {
-        metrics.access(
-            audit.policy,
-            audit.rule,
-            if audit.would_allow { "would_allow" } else { "would_deny" },
-        );
     }
 }
 

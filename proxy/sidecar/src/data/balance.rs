@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 
 use outrigger_core::{
     balance::{Balancer, Outcome, Pick, Token},
-    bulkhead::{Bulkhead, Permit, Permits},
+    bulkhead::{Bulkhead, Permit, Permits, Place},
     key::{Alpn, ConnectionKey},
     live::Live,
     model::{Endpoint, Service},
@@ -20,7 +20,13 @@ use outrigger_core::{
     route::Backend,
 };
 
-use super::{Worker, reasons::Refusal, tls::ConnectError};
+use super::{
+    Worker,
+    exchanges::Key,
+    line::{InLine, Line},
+    reasons::{Refusal, cut},
+    tls::ConnectError,
+};
 use crate::{
     discovery::directory::Target,
     metrics::{Direction, Edge, Picks, Retries},
@@ -37,6 +43,8 @@ pub(crate) struct Shared {
     balancer: RefCell<Balancer>,
     /// What all threads know.
     live: Arc<Live>,
+    /// Requests that wait for a connection.
+    line: Rc<Line>,
     retries: RefCell<Vec<(&'static str, Retries)>>,
     /// Where no endpoint was chosen.
     edge: Rc<Edge>,
@@ -55,6 +63,7 @@ impl Shared {
     pub(crate) fn new(balancer: Balancer, live: Arc<Live>, edge: Rc<Edge>) -> Self {
         Self {
             balancer: balancer.into(),
+            line: Line::new(live.clone()),
             live,
             retries: RefCell::default(),
             edge,
@@ -129,15 +138,35 @@ impl Route {
     }
 
     /// A place among the connections to the service.
-    pub(crate) fn holds_connection(&self) -> Result<Permit, Refusal> {
+    pub(crate) fn holds_connection(&self) -> Result<Place, Refusal> {
         self.bounded(Permits::connection, "connections are open")
     }
 
-    fn bounded(
+    /// Those who wait for one, on this thread.
+    pub(super) fn line(&self) -> &Rc<Line> {
+        &self.shared.line
+    }
+
+    /// Has a request wait for a connection to `address`; `takes_used`: to one that has served others, too.
+    pub(super) fn stands_in_line(&self, key: Key, address: SocketAddr, takes_used: bool) -> InLine {
+        let service = self.target.service.peek();
+        let bulkhead = service.traffic.as_ref().and_then(|traffic| traffic.bulkhead.as_ref());
+        self.shared.line.enter(&self.worker, bulkhead, (key, address, takes_used))
+    }
+
+    /// Why a request waits that stands in the line.
+    pub(super) fn why_it_waits(&self) -> String {
+        let service = self.target.service.peek();
+        let bulkhead = service.traffic.as_ref().and_then(|traffic| traffic.bulkhead.as_ref());
+        let origin = bulkhead.map_or("", |bulkhead| &bulkhead.origin);
+        format!("as many connections to {} as {origin} allows were in use", service.name)
+    }
+
+    fn bounded<T>(
         &self,
-        take: impl FnOnce(&Permits, Option<&Bulkhead>) -> Option<Permit>,
+        take: impl FnOnce(&Permits, Option<&Bulkhead>) -> Option<T>,
         what: &str,
-    ) -> Result<Permit, Refusal> {
+    ) -> Result<T, Refusal> {
         let service = self.target.service.peek();
         let bulkhead = service.traffic.as_ref().and_then(|traffic| traffic.bulkhead.as_ref());
         take(self.shared.live.permits(), bulkhead).ok_or_else(|| {
@@ -198,7 +227,10 @@ impl Route {
                     attempt = Some(Attempt::new(self, picked.endpoint, picked.address, Some(token)));
                 }
                 Pick::AllFailing => {
-                    let text = format!("all endpoints of {} have failed just now", service.name);
+                    let text = format!(
+                        "all endpoints of {} have failed just now; one is tried again soon",
+                        service.name
+                    );
                     return Err(Refusal::new(Reason::EndpointsFailing, text));
                 }
                 Pick::NoEndpoints => {}
@@ -206,8 +238,8 @@ impl Route {
         }
         let attempt = attempt.ok_or_else(|| {
             let text = match &self.target.endpoint {
-                Some(id) => format!("endpoint {id} of {} has left", service.name),
-                None => format!("{} has no endpoint for port {port}", service.name),
+                Some(id) => format!("endpoint {id} of {} has left, and it was dialled itself", service.name),
+                None => no_endpoint(&service, port),
             };
             Refusal::new(Reason::NoEndpoints, text)
         })?;
@@ -233,6 +265,19 @@ impl Route {
         counted.insert(endpoint.id.clone(), Counted { picks, identity, edge: edge.clone() });
         edge
     }
+}
+
+/// Why there is nobody to ask at a port: it may be the wrong one.
+fn no_endpoint(service: &Service, port: u16) -> String {
+    let ports: BTreeSet<u16> =
+        service.endpoints.iter().flat_map(|endpoint| endpoint.ports.keys().copied()).collect();
+    let why = if ports.is_empty() {
+        "it has none at all".to_owned()
+    } else {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        format!("it has some for {}", cut(ports.join(", ")))
+    };
+    format!("{} has no endpoint for port {port}: {why}", service.name)
 }
 
 /// One endpoint chosen for one request or connection. Dropped without an outcome, the caller has given up.

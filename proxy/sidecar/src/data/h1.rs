@@ -11,6 +11,7 @@ mod send;
 use std::{
     cell::{Cell, RefCell},
     io,
+    net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ use outrigger_http::{
     h1::{Asked, Decoder, Error, Framing, Limits, Piece},
 };
 
-use super::{Worker, carry::Carry, exchanges::Key, leg::Leg, serve::Server, wire::Wire};
+use super::{Worker, carry::Carry, exchanges::Key, leg::Leg, line::Line, serve::Server, wire::Wire};
 use crate::metrics::OpenGuard;
 
 /// Header lines of one message: cookies and gRPC metadata come near a hundred.
@@ -55,7 +56,8 @@ pub(crate) enum Side {
     /// The peer sends requests.
     Client(Server),
     /// The peer answers: an application, or an endpoint without a sidecar.
-    Application { address: std::net::SocketAddr, _open: OpenGuard },
+    /// `line`: of those who wait for its place, where a policy bounds its service's connections.
+    Application { address: SocketAddr, line: Option<Rc<Line>>, _open: OpenGuard },
 }
 
 pub(crate) struct H1 {
@@ -444,7 +446,7 @@ impl H1 {
 
     /// The response was read to its end. On the application's side.
     fn answered_whole(self: &Rc<Self>, worker: &Worker) {
-        let Side::Application { address, .. } = self.side else { return };
+        let Side::Application { address, .. } = &self.side else { return };
         if self.sending.get() == Some(Framing::Tunnel) {
             return;
         }
@@ -459,7 +461,25 @@ impl H1 {
         }
         self.served.set(self.served.get().saturating_add(1));
         self.since.set(Instant::now());
-        worker.apps.give(address, self.clone());
+        if self.is_wanted_elsewhere() {
+            return self.drop_now();
+        }
+        worker.apps.give(*address, self.clone());
+    }
+
+    /// Whether its place is wanted for another connection, now that it is idle.
+    pub(super) fn is_wanted_elsewhere(&self) -> bool {
+        matches!(&self.side, Side::Application { address, line: Some(line), .. } if !line.keeps(*address))
+    }
+
+    /// The same of one that has been idle.
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(&self.side, Side::Application { line: Some(line), .. } if line.is_wanted())
+    }
+
+    /// Whether those who wait for its place stand in this line.
+    pub(super) fn is_of(&self, line: &Rc<Line>) -> bool {
+        matches!(&self.side, Side::Application { line: Some(own), .. } if Rc::ptr_eq(own, line))
     }
 
     /// Whether an idle connection to an application can carry a request.

@@ -16,6 +16,7 @@ mod authorize;
 mod balance;
 mod buffers;
 mod carry;
+mod decisions;
 mod detect;
 mod exchange;
 mod exchanges;
@@ -24,6 +25,7 @@ mod h2;
 mod health;
 mod inbound;
 mod leg;
+mod line;
 mod message;
 mod outbound;
 mod pool;
@@ -61,6 +63,7 @@ use self::{
     alarm::Alarm,
     apps::Apps,
     balance::Shared,
+    decisions::Decisions,
     exchanges::{Exchanges, Key},
     pool::Pool,
     serve::{Connection, Next},
@@ -103,6 +106,8 @@ pub(crate) struct Worker {
     pub(crate) outbound_memory: RefCell<Memory<(Arc<str>, u16)>>,
     /// The same, by the workload's own port.
     pub(crate) inbound_memory: RefCell<Memory<u16>>,
+    /// What access policies have decided.
+    decisions: RefCell<Decisions>,
     pub(crate) exchanges: Exchanges,
     pub(crate) turn: Turn,
     pub(crate) alarm: Alarm,
@@ -201,6 +206,7 @@ impl Worker {
             rng: RefCell::new(fastrand::Rng::new()),
             outbound_memory: RefCell::default(),
             inbound_memory: RefCell::default(),
+            decisions: RefCell::default(),
             exchanges: Exchanges::default(),
             turn: Turn::default(),
             alarm: Alarm::default(),

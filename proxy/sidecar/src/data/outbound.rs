@@ -12,7 +12,7 @@ use std::{
 };
 
 use outrigger_core::{
-    bulkhead::Permit,
+    bulkhead::Place,
     detect::Detection,
     key::Alpn,
     reason::Reason,
@@ -52,8 +52,8 @@ pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) -> Next {
         }
     };
     let Some(address) = original.filter(|address| !worker.listeners.contains(*address)) else {
-        return refuse_connection(&worker, stream, Refusal::new(Reason::Loop, "dialled the proxy itself"))
-            .await;
+        let text = "the proxy's own port was dialled; dial the address that is meant";
+        return refuse_connection(&worker, stream, Refusal::new(Reason::Loop, text)).await;
     };
     let directory = &worker.ctx.directory;
     let knowledge = directory.resolve(address).await;
@@ -67,7 +67,8 @@ pub(crate) async fn transparent(worker: Rc<Worker>, stream: TcpStream) -> Next {
             pass_through(&worker, stream, address).await
         }
         Resolution::Refuse(reason) => {
-            refuse_connection(&worker, stream, Refusal::new(reason, address.to_string())).await
+            let text = leads_nowhere(&address.to_string(), reason);
+            refuse_connection(&worker, stream, Refusal::new(reason, text)).await
         }
     }
 }
@@ -81,7 +82,21 @@ pub(crate) async fn upstream(worker: Rc<Worker>, stream: TcpStream, at: usize) -
         Knowledge::NotFound => Reason::NoSuchDestination,
         Knowledge::Silent => Reason::DiscoveryUnavailable,
     };
-    refuse_connection(&worker, stream, Refusal::new(reason, upstream.service.clone())).await
+    let text = leads_nowhere(&upstream.service, reason);
+    refuse_connection(&worker, stream, Refusal::new(reason, text)).await
+}
+
+/// Why a connection to an address, or to a service, goes nowhere.
+fn leads_nowhere(dialled: &str, reason: Reason) -> String {
+    let why = match reason {
+        Reason::NoSuchDestination => "it is the mesh's, and nothing that the controller knows is there",
+        Reason::OutboundDenied => {
+            "it is outside the mesh, where the outbound default lets nobody go; an ExternalService would name it"
+        }
+        Reason::DiscoveryUnavailable => "the controller has not said in time where it leads",
+        _ => "it leads nowhere",
+    };
+    format!("{dialled}: {why}")
 }
 
 fn reset(stream: &TcpStream) -> Next {
@@ -232,8 +247,8 @@ async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
     let mut tried = Vec::new();
     loop {
         let mut attempt = route.attempt(&tried, || None)?;
-        let permit = route.holds_connection()?;
-        match open(route, &attempt, permit).await {
+        let place = route.holds_connection()?;
+        match open(route, &attempt, place).await {
             Ok(upstream) => {
                 attempt.answered(true);
                 return Ok(upstream);
@@ -252,19 +267,19 @@ async fn connect(route: &Rc<Route>) -> Result<Upstream, Refusal> {
     }
 }
 
-async fn open(route: &Route, attempt: &Attempt, permit: Permit) -> Result<Upstream, ConnectError> {
+async fn open(route: &Route, attempt: &Attempt, place: Place) -> Result<Upstream, ConnectError> {
     let worker = &route.worker;
     let metrics = &worker.ctx.metrics;
     let edge = Some(attempt.edge.clone());
     let Some(key) = attempt.key(worker, Alpn::Tcp)? else {
         let stream = tls::dial(&worker.ctx, attempt.address, Whom::Outside).await?;
-        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(Some(permit));
+        let open = metrics.connection(Direction::Outbound, "plain_tcp").holding(Some(place));
         return Ok(Upstream { wire: Wire::plain(stream, Vec::new()), edge, open: vec![open] });
     };
     let secured = tls::connect(worker, &key).await.inspect_err(|error| {
         metrics.handshake_failed(Direction::Outbound, error.reason.code());
     })?;
-    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(Some(permit));
+    let open = metrics.connection(Direction::Outbound, "mesh_tcp").holding(Some(place));
     let info = metrics.mesh_connection(Direction::Outbound, route.service(), &secured.facts);
     Ok(Upstream { wire: secured.wire, edge, open: vec![open, info] })
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use outrigger_core::{bulkhead::Permit, key::ConnectionKey, reason::Reason};
+use outrigger_core::{bulkhead::Place, key::ConnectionKey, reason::Reason};
 use tokio::task::spawn_local;
 
 use super::{
@@ -132,13 +132,13 @@ impl Pool {
                 let text = format!("all streams of {MAX_CONNECTIONS} connections to the endpoint are in use");
                 return Found::Nothing(ConnectError::new(Reason::Overloaded, text));
             }
-            let permit = match route.map(|route| route.holds_connection()).transpose() {
-                Ok(permit) => permit,
+            let place = match route.map(|route| route.holds_connection()).transpose() {
+                Ok(place) => place,
                 Err(refusal) => return Found::Nothing(ConnectError::new(refusal.reason, refusal.text)),
             };
             slot.connecting = true;
             let service = route.map_or("", |route| route.service()).to_owned();
-            spawn_local(connecting(worker.clone(), key.clone(), service, permit));
+            spawn_local(connecting(worker.clone(), key.clone(), service, place));
         }
         slot.waiting.push(waits);
         Found::Connecting
@@ -227,9 +227,9 @@ impl Pool {
 }
 
 /// Makes a connection and tells those who wait for it.
-async fn connecting(worker: Rc<Worker>, target: PoolKey, service: String, permit: Option<Permit>) {
+async fn connecting(worker: Rc<Worker>, target: PoolKey, service: String, place: Option<Place>) {
     // A panic in here must not leave the key without a way to connect again.
-    let result = AssertUnwindSafe(Box::pin(connect(&worker, &target, &service, permit))).catch_unwind().await;
+    let result = AssertUnwindSafe(Box::pin(connect(&worker, &target, &service, place))).catch_unwind().await;
     let result = result.unwrap_or_else(|_| {
         worker.ctx.metrics.panicked();
         Err(ConnectError::new(Reason::ConnectFailed, "internal error"))
@@ -260,7 +260,7 @@ async fn connect(
     worker: &Rc<Worker>,
     key: &PoolKey,
     service: &str,
-    permit: Option<Permit>,
+    place: Option<Place>,
 ) -> Result<Rc<H2>, ConnectError> {
     let metrics = &worker.ctx.metrics;
     let (wire, move_at, info) = match key {
@@ -276,6 +276,6 @@ async fn connect(
         }
     };
     let kind = if info.is_some() { "mesh_h2" } else { "plain_h2" };
-    let open = metrics.connection(Direction::Outbound, kind).holding(permit);
+    let open = metrics.connection(Direction::Outbound, kind).holding(place);
     Ok(H2::client(worker, wire, key.clone(), move_at, [Some(open), info]))
 }

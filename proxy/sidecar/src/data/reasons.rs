@@ -5,12 +5,15 @@ use outrigger_core::{
     headers::reason_value,
     limit::Refused,
     reason::{REASON_HEADER, Reason},
+    request::View,
 };
 use outrigger_http::{
     fields::Fields,
     h2::Code,
-    head::{ResponseHead, Version},
+    head::{RequestHead, ResponseHead, Version},
 };
+
+use super::view::Seen;
 
 /// Who answers, in `outrigger-reason: <component>; <code>; <text>`.
 const COMPONENT: &str = "proxy";
@@ -86,6 +89,24 @@ impl Refusal {
     }
 }
 
+/// The longest path, or list, that a text quotes.
+const MAX_QUOTED: usize = 100;
+
+/// What a request asks for, as refusals quote it: without the query, which may hold what is nobody else's business.
+pub(crate) fn asked_for(head: &RequestHead) -> String {
+    let path = String::from_utf8_lossy(Seen(head).path()).into_owned();
+    format!("{} {}", String::from_utf8_lossy(head.method()), cut(path))
+}
+
+/// Cut to what is worth reading.
+pub(crate) fn cut(mut text: String) -> String {
+    if text.len() > MAX_QUOTED {
+        text.truncate(text.floor_char_boundary(MAX_QUOTED));
+        text.push_str("...");
+    }
+    text
+}
+
 /// The reason that a peer's sidecar gave for answering in its application's stead.
 pub(crate) fn reason_of(fields: &Fields) -> Option<Reason> {
     let value = str::from_utf8(fields.get(REASON_HEADER)?).ok()?;
@@ -131,6 +152,17 @@ mod tests {
         assert_eq!(head.fields.get("grpc-status"), Some(&b"14"[..]));
         assert_eq!(head.fields.get("grpc-message"), Some(&b"no_endpoints: caf%C3%A9 100%25%0D%0A"[..]));
         assert_eq!(reason_of(&head.fields), Some(Reason::NoEndpoints));
+    }
+
+    #[test]
+    fn a_request_is_quoted_without_its_query_and_not_for_ever() {
+        let mut head = RequestHead::default();
+        head.set_method(b"GET");
+        head.set_path(Some(b"/orders?token=secret"));
+        assert_eq!(asked_for(&head), "GET /orders");
+        head.set_path(Some(format!("/{}", "\u{e9}".repeat(500)).as_bytes()));
+        let quoted = asked_for(&head);
+        assert!(quoted.len() < 120 && quoted.ends_with("..."), "{quoted}");
     }
 
     #[test]

@@ -8,8 +8,10 @@
 //!   an answer a question stays open.
 //! - Nothing leaves while the stream is down; else what is unused for long does.
 
+mod leads_to;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -260,7 +262,7 @@ impl Book {
             for name in response.removed_resources {
                 moved |= self.removed(kind, &name, now);
             }
-            moved |= self.take_up_pending();
+            moved |= leads_to::take_up(self.held_mut(Kind::Service));
             if moved {
                 self.rebuild(now);
             }
@@ -405,45 +407,6 @@ impl Book {
         }
     }
 
-    /// Takes up services that wait, once everything that their routes lead to is known or waits for nothing else:
-    /// traffic never follows a route to a service that we have not heard of. Returns whether the directory changes.
-    fn take_up_pending(&mut self) -> bool {
-        let services = self.held_mut(Kind::Service);
-        let mut ready: Vec<Arc<str>> = services
-            .iter()
-            .filter(|(_, held)| held.pending.is_some())
-            .map(|(name, _)| name.clone())
-            .collect();
-        // Routes may lead back to their own service, and to each other's: what is left when nothing more drops out is
-        // taken up together.
-        loop {
-            let known = |name: &Arc<str>| {
-                ready.contains(name)
-                    || services.get(name).is_some_and(|held| !matches!(held.state, State::Asked))
-            };
-            let is_ready = |name: &&Arc<str>| {
-                services[*name].pending.as_ref().is_some_and(|service| service.leads_to.iter().all(known))
-            };
-            let still: Vec<Arc<str>> = ready.iter().filter(is_ready).cloned().collect();
-            if still.len() == ready.len() {
-                break;
-            }
-            ready = still;
-        }
-        let mut moved = false;
-        for name in ready {
-            let Some(held) = services.get_mut(&name) else { continue };
-            let Some(service) = held.pending.take() else { continue };
-            if let State::Service(handle) = &held.state {
-                handle.store(service);
-            } else {
-                held.state = State::Service(ServiceHandle::new(service));
-                moved = true;
-            }
-        }
-        moved
-    }
-
     /// Whether the directory changes.
     fn removed(&mut self, kind: Kind, name: &str, now: Instant) -> bool {
         let Some(held) = self.held_mut(kind).get_mut(name) else { return false };
@@ -557,28 +520,19 @@ impl Book {
             self.rebuild(now);
         }
         // What routes lead to goes when the routes have gone.
-        let mut leads_to: HashSet<Arc<str>> = HashSet::new();
+        let led_to = leads_to::all(&self.held[&Kind::Service]);
         let mut needed: HashMap<&str, usize> = HashMap::new();
         for held in self.held[&Kind::Destination].values() {
             if let State::Destination(destination) = &held.state {
                 *needed.entry(&destination.service).or_default() += 1;
             }
         }
-        for held in self.held[&Kind::Service].values() {
-            let current = match &held.state {
-                State::Service(handle) => Some(handle.load()),
-                _ => None,
-            };
-            leads_to.extend(
-                current.iter().chain(&held.pending).flat_map(|service| service.leads_to.iter().cloned()),
-            );
-        }
         let services: Vec<Arc<str>> = self.held[&Kind::Service]
             .iter()
             .filter(|(name, held)| {
                 // One handle here and one in the directory; more are a worker's, or a snapshot on its way out.
                 let in_use = matches!(&held.state, State::Service(handle) if handle.count() > 2);
-                idle(held) && !needed.contains_key(&***name) && !leads_to.contains(*name) && !in_use
+                idle(held) && !needed.contains_key(&***name) && !led_to.contains(*name) && !in_use
             })
             .map(|(name, _)| name.clone())
             .collect();

@@ -77,7 +77,7 @@ pub struct PickLabels {
 
 /// A rule that decided, or would have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct AccessLabels {
+pub struct AccessLabels {
     pub(super) policy: String,
     pub(super) rule: String,
     pub(super) decision: &'static str,

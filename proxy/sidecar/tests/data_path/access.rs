@@ -86,6 +86,40 @@ async fn a_deny_wins_and_says_which_rule_it_was() {
 }
 
 #[tokio::test]
+async fn each_decision_is_counted_with_who_made_it() {
+    let pair = pair(echo_path().await, Protocol::Http1);
+    let rules = vec![
+        rule("orders", false, "client", under("/orders")),
+        rule("no-admin", true, "client", under("/admin")),
+    ];
+    let mut inbound = access(v1::Default::Allow, rules.clone());
+    let policies = &mut inbound.access.as_mut().unwrap().policies;
+    let name = "default/trial".to_owned();
+    policies.push(v1::AccessPolicy { name, rules, audit: true, ..v1::AccessPolicy::default() });
+    told(&pair.server.context, inbound.clone());
+    for path in ["/orders/1", "/orders/2", "/admin", "/", "/orders/3"] {
+        ask(pair.address, path).await;
+    }
+    let counts = |policy: &str, rule: &str, decision: &str| {
+        let labels = format!(r#"policy="{policy}",rule="{rule}",decision="{decision}""#);
+        let line = format!("outrigger_access_decisions_total{{{labels}}} ");
+        pair.server.metrics().lines().find_map(|text| text.strip_prefix(&line)?.parse::<u64>().ok())
+    };
+    assert_eq!(counts("default/app", "orders", "allowed"), Some(3));
+    assert_eq!(counts("default/app", "no-admin", "denied"), Some(1));
+    assert_eq!(counts("MeshDefaults outrigger-system/default", "default", "allowed"), Some(1));
+    assert_eq!(counts("default/trial", "orders", "would_allow"), Some(3));
+    assert_eq!(counts("default/trial", "no-admin", "would_deny"), Some(1));
+
+    // Under other policies the places of rules are others; what was counted stays.
+    inbound.access.as_mut().unwrap().policies[0].rules.reverse();
+    told(&pair.server.context, inbound);
+    ask(pair.address, "/orders/4").await;
+    assert_eq!(counts("default/app", "orders", "allowed"), Some(4));
+    assert_eq!(counts("default/app", "no-admin", "denied"), Some(1));
+}
+
+#[tokio::test]
 async fn what_was_decided_on_is_what_is_forwarded() {
     let pair = pair(echo_path().await, Protocol::Http1);
     let rules =
@@ -233,7 +267,7 @@ async fn a_caller_that_asks_too_often_is_told_when_to_come_back() {
     }
     let (head, body) = ask(pair.address, "/").await;
     assert_eq!(head.status, 429);
-    assert!(body.contains("rate_limited: default/app, slow"), "{body}");
+    assert!(body.contains("rate_limited: AccessPolicy default/app, slow allows no more"), "{body}");
     let after: u64 = head.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=10).contains(&after), "{after}");
     assert_eq!(head.headers["ratelimit-policy"], "\"slow\";q=3;w=30");

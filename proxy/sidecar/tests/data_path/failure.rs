@@ -38,7 +38,8 @@ async fn a_service_without_endpoints_says_so() {
     let (head, body, _) = whole(soon("the refusal", client.send_request(get("/"))).await.unwrap()).await;
     assert_eq!(head.status, 503);
     assert!(reason(&head).starts_with("proxy; no_endpoints; "), "{head:?}");
-    assert!(String::from_utf8_lossy(&body).contains("app.default has no endpoint for port 80"), "{body:?}");
+    let said = "app.default has no endpoint for port 80: it has none at all";
+    assert!(String::from_utf8_lossy(&body).contains(said), "{body:?}");
 }
 
 #[tokio::test]

@@ -220,7 +220,8 @@ async fn a_request_ends_at_its_deadline_and_the_application_is_told_how_long_it_
         Response::new(full(told.to_string()))
     })
     .await;
-    let timeouts = v1::Timeouts { request: Some(300), ..v1::Timeouts::default() };
+    let origin = "TrafficPolicy default/t".to_owned();
+    let timeouts = v1::Timeouts { request: Some(300), origin, ..v1::Timeouts::default() };
     let traffic = v1::Traffic { timeouts: Some(timeouts), ..v1::Traffic::default() };
     let (_client, address) = before(traffic, app);
     assert_eq!(ask(address, get("/")).await.0.status, 200);
@@ -228,6 +229,7 @@ async fn a_request_ends_at_its_deadline_and_the_application_is_told_how_long_it_
     let (head, body) = ask(address, get("/slow")).await;
     assert_eq!(head.status, 504);
     assert!(body.contains("request_timeout: not answered within"), "{body}");
+    assert!(body.contains("(TrafficPolicy default/t) by endpoint app of app.default"), "{body}");
     assert!(begun.elapsed() >= Duration::from_millis(300));
 
     // A caller that waits less is taken at its word.
@@ -341,6 +343,153 @@ async fn no_more_requests_are_under_way_than_the_bulkhead_allows() {
             break;
         }
         assert!(Instant::now() < end, "never refused");
+    }
+}
+
+fn connections(connections: u32, pending: u32) -> v1::Traffic {
+    let origin = "TrafficPolicy default/b".to_owned();
+    let bulkhead = v1::Bulkhead { connections, pending, origin, ..Default::default() };
+    v1::Traffic { bulkhead: Some(bulkhead), ..v1::Traffic::default() }
+}
+
+/// An application that answers when the gate is open, and how many requests have come to it.
+async fn gated(gate: tokio::sync::watch::Receiver<bool>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let app = http1_app(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|open| *open).await.unwrap();
+            Response::new(full("done"))
+        }
+    })
+    .await;
+    (app, asked)
+}
+
+fn opened(client: &Sidecar) -> Option<String> {
+    let metrics = client.metrics();
+    let line = r#"outrigger_connections_total{direction="outbound",kind="plain_h1"} "#;
+    metrics.lines().find_map(|text| text.strip_prefix(line)).map(str::to_owned)
+}
+
+#[tokio::test]
+async fn requests_wait_for_a_connection_where_there_may_be_no_more() {
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let (app, asked) = gated(gate).await;
+    let (client, address) = before(connections(1, 2), app);
+    let mut all = vec![tokio::spawn(ask(address, get("/")))];
+    eventually("it is under way", || asked.load(Ordering::SeqCst) == 1).await;
+    all.extend((0..7).map(|_| tokio::spawn(ask(address, get("/")))));
+    // Two wait, whichever they are; the others are told so at once.
+    eventually("five are refused", || all.iter().filter(|one| one.is_finished()).count() == 5).await;
+    open.send(true).unwrap();
+    let mut statuses = Vec::new();
+    for one in all {
+        let (head, body) = soon("the answer", one).await.unwrap();
+        if head.status == 503 {
+            let said =
+                "limit_reached: as many requests wait for a connection as TrafficPolicy default/b allows";
+            assert!(body.contains(said), "{body}");
+        }
+        statuses.push(head.status.as_u16());
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 200, 503, 503, 503, 503, 503]);
+    assert_eq!(opened(&client).as_deref(), Some("1"), "one after the other on one connection");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_for_too_long_is_told_why_and_nobody_is_blamed() {
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let (app, asked) = gated(gate).await;
+    let (_client, address) = before(connections(1, 0), app);
+    let first = tokio::spawn(ask(address, get("/")));
+    eventually("it is under way", || asked.load(Ordering::SeqCst) == 1).await;
+    // As many as would have the endpoint put aside, were it to blame.
+    for _ in 0..6 {
+        let mut hasty = get("/");
+        hasty.headers_mut().insert("request-timeout-ms", "50".parse().unwrap());
+        let (head, body) = ask(address, hasty).await;
+        assert_eq!(head.status, 504);
+        let said = "as many connections to app.default as TrafficPolicy default/b allows were in use";
+        assert!(body.contains(said), "{body}");
+    }
+    open.send(true).unwrap();
+    assert_eq!(first.await.unwrap().0.status, 200);
+    assert_eq!(ask(address, get("/")).await.0.status, 200);
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "nobody asks for those who have given up");
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_makes_room_for_another() {
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let app = http1_app(move |_| {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|open| *open).await.unwrap();
+            let mut answer = Response::new(full("done"));
+            answer.headers_mut().insert("connection", "close".parse().unwrap());
+            answer
+        }
+    })
+    .await;
+    let (client, address) = before(connections(2, 0), app);
+    let all: Vec<_> = (0..7).map(|_| tokio::spawn(ask(address, get("/")))).collect();
+    open.send(true).unwrap();
+    for one in all {
+        assert_eq!(soon("the answer", one).await.unwrap().0.status, 200);
+    }
+    assert_eq!(opened(&client).as_deref(), Some("7"));
+}
+
+#[tokio::test]
+async fn an_idle_connection_to_one_endpoint_makes_room_for_another_endpoint() {
+    let one = http1_app(|_| async { Response::new(full("one")) }).await;
+    let two = http1_app(|_| async { Response::new(full("two")) }).await;
+    let load_balancer = v1::LoadBalancer {
+        algorithm: v1::load_balancer::Algorithm::RoundRobin.into(),
+        ..v1::LoadBalancer::default()
+    };
+    let traffic = v1::Traffic { load_balancer: Some(load_balancer), ..connections(1, 0) };
+    let ca = Ca::new();
+    let endpoints = vec![endpoint("one", one, None), endpoint("two", two, None)];
+    let service = with(traffic, Protocol::Http1, endpoints);
+    let (_client, address, _) = Sidecar::client(ca.context("client", config()), service);
+    // By itself an idle connection ends after seconds, of which this many would take longer than anybody waits.
+    let begun = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(ask(address, get("/")).await.0.status, 200);
+    }
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn threads_take_turns_where_there_may_be_one_connection() {
+    let app = http1_app(|_| async { Response::new(full("done")) }).await;
+    let (mut client, busy) = before(connections(1, 0), app);
+    let other = client.another_thread();
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // There is always somebody in the line of the one thread.
+    let crowd: Vec<_> = (0..4)
+        .map(|_| {
+            let over = over.clone();
+            tokio::spawn(async move {
+                let mut client = http1(busy).await;
+                while !over.load(Ordering::SeqCst) {
+                    let answer = client.send_request(get("/")).await.unwrap();
+                    assert_eq!(whole(answer).await.0.status, 200);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(ask(other, get("/")).await.0.status, 200);
+    }
+    over.store(true, Ordering::SeqCst);
+    for one in crowd {
+        soon("the crowd's end", one).await.unwrap();
     }
 }
 

@@ -82,7 +82,9 @@ async fn a_rule_leads_to_another_service_and_what_no_rule_takes_is_refused() {
     assert_eq!(ask(address, get("/other")).await.1, "other /other app.example");
     let (head, body) = ask(address, get("/others")).await;
     assert_eq!(head.status, 404);
-    assert!(body.contains("no_route: no rule of the routes of app.default takes this request"), "{body}");
+    let said =
+        "no_route: no rule of HTTPRoute default/app takes GET /others at app.default:80 (host app.example)";
+    assert!(body.contains(said), "{body}");
 }
 
 #[tokio::test]

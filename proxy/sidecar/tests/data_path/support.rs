@@ -114,6 +114,13 @@ pub(crate) fn nobody() -> SocketAddr {
     listener().local_addr().unwrap()
 }
 
+/// A listener that leads to `SERVICE`.
+fn upstream() -> (Upstream, std::net::TcpListener, SocketAddr) {
+    let socket = listener();
+    let address = socket.local_addr().unwrap();
+    (Upstream { service: format!("{SERVICE}:80"), listen: address }, socket, address)
+}
+
 /// Listeners on their way to a worker.
 #[derive(Default)]
 struct Sockets {
@@ -126,7 +133,7 @@ struct Sockets {
 /// A sidecar's worker on a thread of its own.
 pub(crate) struct Sidecar {
     pub(crate) context: Arc<Context>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Sidecar {
@@ -136,9 +143,15 @@ impl Sidecar {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
-        let context = Arc::new(context);
-        let shared = context.clone();
-        let thread = std::thread::spawn(move || {
+        let mut sidecar = Self { context: Arc::new(context), threads: Vec::new() };
+        sidecar.work(sockets);
+        sidecar
+    }
+
+    /// Has one thread more serve these listeners.
+    fn work(&mut self, sockets: Sockets) {
+        let shared = self.context.clone();
+        self.threads.push(std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build_local(tokio::runtime::LocalOptions::default())
@@ -156,8 +169,14 @@ impl Sidecar {
                 }
                 data::run(shared, listeners).await;
             });
-        });
-        Self { context, thread: Some(thread) }
+        }));
+    }
+
+    /// Another thread of a client's sidecar, and the address where it listens.
+    pub(crate) fn another_thread(&mut self) -> SocketAddr {
+        let (upstream, socket, address) = upstream();
+        self.work(Sockets { upstreams: vec![(upstream, socket)], ..Sockets::default() });
+        address
     }
 
     /// A sidecar beside `application`, and the address under which peers reach it.
@@ -187,9 +206,7 @@ impl Sidecar {
             known.push((Key::Service(name), target(ServiceHandle::new(Arc::new(other)))));
         }
         context.directory = Directory::fixed(known, Ranges::default());
-        let socket = listener();
-        let address = socket.local_addr().unwrap();
-        let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
+        let (upstream, socket, address) = upstream();
         (
             Self::start(context, Sockets { upstreams: vec![(upstream, socket)], ..Sockets::default() }),
             address,
@@ -207,9 +224,7 @@ impl Sidecar {
 
     /// A sidecar whose upstream is a service that its directory does not know.
     pub(crate) fn unknown(context: Context) -> (Self, SocketAddr) {
-        let socket = listener();
-        let address = socket.local_addr().unwrap();
-        let upstream = Upstream { service: format!("{SERVICE}:80"), listen: address };
+        let (upstream, socket, address) = upstream();
         (Self::start(context, Sockets { upstreams: vec![(upstream, socket)], ..Sockets::default() }), address)
     }
 
@@ -219,19 +234,17 @@ impl Sidecar {
 
     /// Waits until the worker has returned by itself.
     pub(crate) async fn ended(mut self) {
-        let thread = self.thread.take().unwrap();
-        soon("the worker's end", tokio::task::spawn_blocking(|| thread.join())).await.unwrap().unwrap();
+        for thread in std::mem::take(&mut self.threads) {
+            soon("the worker's end", tokio::task::spawn_blocking(|| thread.join())).await.unwrap().unwrap();
+        }
     }
 }
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
         self.context.drain.advance(Phase::Now);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-            && !std::thread::panicking()
-        {
-            panic!("a worker panicked");
+        for thread in std::mem::take(&mut self.threads) {
+            assert!(thread.join().is_ok() || std::thread::panicking(), "a worker panicked");
         }
     }
 }

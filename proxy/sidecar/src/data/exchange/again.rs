@@ -105,7 +105,12 @@ impl Exchange {
                 if limit.is_some_and(|limit| took >= limit) {
                     self.was_silent(worker);
                 }
-                let text = format!("not answered within {} ms", took.as_millis());
+                let whose = match &self.plan.traffic {
+                    Some(traffic) if limit.is_some_and(|limit| took >= limit) => &*traffic.timeouts.origin,
+                    _ => "the caller's own time-out",
+                };
+                let (whom, waited) = (self.whom(), self.why_it_waited());
+                let text = format!("not answered within {} ms ({whose}) by {whom}{waited}", took.as_millis());
                 self.refuse(worker, Refusal::new(Reason::RequestTimeout, text));
             }
             State::Answering => self.cut(worker, Code::CANCEL),
@@ -114,7 +119,8 @@ impl Exchange {
 
     /// The endpoint has not answered in time. Where nothing at all was heard on its connection since, nobody else is to wait for it.
     pub(super) fn was_silent(&mut self, worker: &Worker) {
-        let Some(attempt) = &mut self.attempt else { return };
+        // Who stands in line has asked nobody.
+        let Some(attempt) = self.attempt.as_mut().filter(|_| self.in_line.is_none()) else { return };
         attempt.failed();
         if let (Some(Leg::H2(connection, _)), Some(target), Some(begun)) =
             (&self.up, &self.target, self.begun)
@@ -124,17 +130,20 @@ impl Exchange {
         }
     }
 
+    /// What is added to a text about a time-out.
+    pub(super) fn why_it_waited(&self) -> String {
+        let way = self.way().filter(|_| self.in_line.is_some());
+        way.map_or_else(String::new, |way| format!(": {}", way.why_it_waits()))
+    }
+
     /// The try that is under way has taken too long.
     fn took_too_long(&mut self, worker: &Rc<Worker>, key: Key) {
-        let text = match &self.attempt {
-            Some(attempt) => {
-                format!("endpoint {} gave no answer within the time-out of one try", attempt.endpoint.id)
-            }
-            None => "no answer within the time-out of one try".to_owned(),
-        };
+        let waited = self.why_it_waited();
+        let text = format!("not answered within the time-out of one try by {}{waited}", self.whom());
         let refusal = Refusal::new(Reason::RequestTimeout, text);
+        let failure = if self.in_line.is_some() { Failure::NothingHappened } else { Failure::PerTryTimeout };
         self.was_silent(worker);
-        self.failed_try(worker, key, &Failure::PerTryTimeout, refusal);
+        self.failed_try(worker, key, &failure, refusal);
     }
 
     /// A try has failed: another one follows, or the client is told.
@@ -218,7 +227,7 @@ impl Exchange {
             self.tried.clear();
         }
         self.tries.one_until = None;
-        self.target = None;
+        (self.target, self.in_line) = (None, None);
         self.request.again();
         let attempt = self.tries.retries.saturating_add(self.tries.callers.unwrap_or(0));
         retry::mark_attempt(attempt, |name, value| self.head.fields.set(name, value));

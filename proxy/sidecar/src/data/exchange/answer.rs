@@ -280,10 +280,10 @@ impl Exchange {
         if self.state != State::Asked {
             return self.cut(worker, Code::INTERNAL_ERROR);
         }
+        let text = format!("the response of {} is refused: {error}", self.whom());
         if let Some(attempt) = &mut self.attempt {
             attempt.failed();
         }
-        let text = format!("the application's response is refused: {error}");
         self.refuse(worker, Refusal::new(Reason::UpstreamProtocol, text));
     }
 

@@ -6,6 +6,7 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use outrigger_core::{
+    bulkhead::Place,
     key::Alpn,
     reason::Reason,
     retry::{self, Failure},
@@ -52,6 +53,7 @@ impl Exchange {
     /// Chooses an endpoint that was not tried and turns to it.
     pub(super) fn next_endpoint(&mut self, worker: &Rc<Worker>, key: Key) {
         let Some(route) = self.way().cloned() else { return };
+        self.in_line = None;
         self.begins_try(worker);
         let attempt = match route.attempt(&self.tried, || self.plan.hash(&self.head, route.source)) {
             Ok(attempt) => attempt,
@@ -69,6 +71,17 @@ impl Exchange {
         self.connect(worker, key);
     }
 
+    /// Who is asked, as refusals say it.
+    pub(super) fn whom(&self) -> String {
+        match (&self.attempt, self.way()) {
+            (Some(attempt), Some(way)) => {
+                format!("endpoint {} of {} ({})", attempt.endpoint.id, way.service(), attempt.address)
+            }
+            (None, Some(way)) => way.service().to_string(),
+            (_, None) => "the application".to_owned(),
+        }
+    }
+
     /// Whether what it turns to is a peer's sidecar.
     pub(super) fn asks_a_sidecar(&self) -> bool {
         matches!(self.target, Some(PoolKey::Mesh(_)))
@@ -84,21 +97,21 @@ impl Exchange {
         let Some(target) = &self.target else { return };
         if let (PoolKey::Plain(address), true) = (target, self.message.is_h1()) {
             let address = *address;
-            // What follows a switch is no HTTP: such a connection is never given back.
-            if !self.message.switches()
-                && self.repeats == 0
+            if self.way().is_some_and(|way| !way.line().is_empty()) {
+                return self.stand_in_line(worker, key, address);
+            }
+            if self.takes_used()
                 && let Some(connection) = worker.apps.take(address)
             {
                 return self.ask_h1(worker, key, connection);
             }
-            let permit = match self.way().map(|way| way.holds_connection()).transpose() {
-                Ok(permit) => permit,
-                Err(refusal) => return self.refuse(worker, refusal),
+            let Ok(place) = self.way().map(|way| way.holds_connection()).transpose() else {
+                return self.stand_in_line(worker, key, address);
             };
             if let Err(refusal) = self.begins_to_wait() {
                 return self.refuse(worker, refusal);
             }
-            return Apps::connect(worker, address, self.direction(), permit, key);
+            return self.connect_h1(worker, key, address, place);
         }
         match worker.pool.find(worker, target, key, self.way()) {
             Found::Connection(connection) => self.ask_h2(worker, key, connection),
@@ -110,6 +123,45 @@ impl Exchange {
             // Its other connections may be on their way out, too: have the balancer think again.
             Found::PeerLeft => self.unprocessed(worker, key),
             Found::Nothing(error) => self.connect_failed(worker, key, &error),
+        }
+    }
+
+    /// Whether it may go out on a connection that has served others. What follows a switch is no HTTP: such a connection is never
+    /// given back.
+    fn takes_used(&self) -> bool {
+        !self.message.switches() && self.repeats == 0
+    }
+
+    fn connect_h1(&self, worker: &Rc<Worker>, key: Key, address: SocketAddr, place: Option<Place>) {
+        let place = place.zip(self.way().map(|way| way.line().clone()));
+        Apps::connect(worker, address, self.direction(), place, key);
+    }
+
+    /// Waits for one of the connections to its service, of which there are as many as a policy allows.
+    fn stand_in_line(&mut self, worker: &Rc<Worker>, key: Key, address: SocketAddr) {
+        if let Err(refusal) = self.begins_to_wait() {
+            return self.refuse(worker, refusal);
+        }
+        let Some(way) = self.way() else { return };
+        let in_line = way.stands_in_line(key, address, self.takes_used());
+        // One that is idle, to another endpoint, holds a place for nobody.
+        worker.apps.let_one_go(way.line());
+        self.in_line = Some(in_line);
+    }
+
+    /// It is its turn in the line: there is a place for a connection, or one that has served others.
+    pub(in crate::data) fn called(&mut self, worker: &Rc<Worker>, key: Key, place: Option<Place>) {
+        let (Some(_), Some(PoolKey::Plain(address))) = (&self.in_line, &self.target) else { return };
+        let address = *address;
+        if self.takes_used()
+            && let Some(connection) = worker.apps.take(address)
+        {
+            return self.ask_h1(worker, key, connection);
+        }
+        // Without a place: the connection has ended meanwhile, and who waits first gets its place.
+        if place.is_some() {
+            self.in_line = None;
+            self.connect_h1(worker, key, address, place);
         }
     }
 
@@ -180,7 +232,7 @@ impl Exchange {
                 (Some(true), _) | (_, None) => {}
                 (None, Some(target)) => return worker.pool.wait(target, key),
                 (Some(false), _) => {
-                    let text = "the endpoint does not serve extended CONNECT".to_owned();
+                    let text = format!("{} does not serve extended CONNECT", self.whom());
                     return self.broken(worker, key, text, None);
                 }
             }
@@ -209,9 +261,9 @@ impl Exchange {
         self.up = Some(up);
     }
 
-    fn asking(&mut self) {
+    pub(super) fn asking(&mut self) {
         self.state = State::Asked;
-        self.waits = None;
+        (self.waits, self.in_line) = (None, None);
     }
 
     /// Counts among those that wait for a connection.
@@ -279,7 +331,7 @@ impl Exchange {
             if self.attempts < MAX_ATTEMPTS && self.request.is_repeatable() {
                 return self.try_again(worker, key);
             }
-            let refusal = Refusal::new(Reason::UpstreamReset, "the endpoint is shutting down");
+            let refusal = Refusal::new(Reason::UpstreamReset, format!("{} is shutting down", self.whom()));
             return self.failed_try(worker, key, &Failure::NothingHappened, refusal);
         }
         if self.request.is_repeatable() && self.repeats < MAX_REPEATS {
@@ -313,8 +365,7 @@ impl Exchange {
             return self.connect(worker, key);
         }
         let error = error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string);
-        let who = if self.attempt.is_some() { "the endpoint" } else { "the application" };
-        self.broken(worker, key, format!("{who} gave no response: {error}"), None);
+        self.broken(worker, key, format!("{} gave no response: {error}", self.whom()), None);
     }
 
     /// The request was sent, and there will be no answer. `reset`: said in these terms.

@@ -42,6 +42,7 @@ use super::{
     balance::Attempt,
     exchanges::Key,
     leg::Leg,
+    line::InLine,
     message::{self, Message},
     pool::PoolKey,
     reasons::{Refusal, is_grpc},
@@ -103,6 +104,8 @@ pub(crate) struct Exchange {
     /// Its place among the requests to its service, and among those that wait for a connection.
     runs: Option<Permit>,
     waits: Option<Permit>,
+    /// Where all connections that its service may have are in use.
+    in_line: Option<InLine>,
     tries: Tries,
     /// The answer's head is here and waits for what comes with it, which may be its status.
     held: Option<Framing>,
@@ -354,11 +357,11 @@ impl Exchange {
             State::Over | State::Connecting => {}
             State::Asked if unprocessed => self.unprocessed(worker, key),
             _ if self.held.is_some() => {
-                self.broken(worker, key, format!("the endpoint reset its answer: {code}"), None);
+                self.broken(worker, key, format!("{} reset its answer: {code}", self.whom()), None);
             }
             State::Asked => {
                 let reset = Some(code).filter(|_| by_peer && !self.message.is_h1());
-                let text = format!("the endpoint reset the request: {code}");
+                let text = format!("{} reset the request: {code}", self.whom());
                 self.broken(worker, key, text, reset);
             }
             State::Answering if self.response.ended => self.settle(worker),
@@ -459,7 +462,7 @@ impl Exchange {
         self.record = None;
         self.attempt = None;
         (self.admission, self.checks) = (None, None);
-        (self.runs, self.waits) = (None, None);
+        (self.runs, self.waits, self.in_line) = (None, None, None);
         self.busy = None;
         (self.down, self.up) = (None, None);
     }
@@ -497,7 +500,8 @@ impl Exchange {
             && !self.plan.has_time_limit()
             && passed(self.asked_at, limit)
         {
-            let text = format!("no response in {limit:?}");
+            let (whom, waited) = (self.whom(), self.why_it_waited());
+            let text = format!("not answered within {limit:?} (timeouts.request) by {whom}{waited}");
             self.was_silent(worker);
             return self.refuse(worker, Refusal::new(outrigger_core::reason::Reason::RequestTimeout, text));
         }

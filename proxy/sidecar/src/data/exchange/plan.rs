@@ -22,7 +22,7 @@ use super::Exchange;
 use crate::data::{
     Worker,
     balance::Route,
-    reasons::{Refusal, is_grpc},
+    reasons::{Refusal, asked_for, cut, is_grpc},
     view::Seen,
 };
 
@@ -100,7 +100,9 @@ impl Exchange {
         let traffic = match found {
             Found::NoRoutes => service.traffic.clone(),
             Found::NoMatch => {
-                let text = format!("no rule of the routes of {} takes this request", service.name);
+                let at = format!("{}:{}", service.name, route.target.port);
+                let routes = service.routes.attached(route.target.port).into_iter().collect::<Vec<_>>();
+                let text = no_route(&self.head, &at, &routes.join(", "));
                 return Planned::Refused(Refusal::new(Reason::NoRoute, text));
             }
             Found::Rule(rule, matched) => {
@@ -137,10 +139,11 @@ impl Exchange {
     ) -> Result<(), Refusal> {
         let picked = rule.pick(&mut worker.rng.borrow_mut());
         let Some(backend) = picked.map(|at| &rule.backends[at]) else {
-            return Err(Refusal::new(Reason::InvalidBackend, format!("{} has no backend", rule.name)));
+            let text = format!("{} has no backend that takes anything", rule.name);
+            return Err(Refusal::new(Reason::InvalidBackend, text));
         };
         let way = way_to(route, backend).map_err(|reason| {
-            let text = format!("{} leads to {}: {reason}", rule.name, backend.service);
+            let text = format!("{} leads to {}:{}: {reason}", rule.name, backend.service, backend.port);
             Refusal::new(Reason::InvalidBackend, text)
         })?;
         self.plan.via = way;
@@ -182,6 +185,17 @@ impl Exchange {
         }
         Planned::Goes
     }
+}
+
+/// Why a request gets nowhere that the routes at an address do not speak of.
+fn no_route(head: &RequestHead, at: &str, routes: &str) -> String {
+    let host = head.authority().or_else(|| head.fields.get("host")).unwrap_or_default();
+    format!(
+        "no rule of {} takes {} at {at} (host {}); a rule without matches would take the rest",
+        cut(routes.to_owned()),
+        asked_for(head),
+        cut(String::from_utf8_lossy(host).into_owned())
+    )
 }
 
 /// The way to a backend; `None`: it is the service that was dialled.

@@ -163,7 +163,7 @@ impl Exchange {
         (self.attempt, self.target) = (rival.attempt.take(), rival.target.take());
         self.edge = self.attempt.as_ref().map(|attempt| attempt.edge.clone());
         (self.failed, rival.shadow) = (None, None);
-        self.state = State::Asked;
+        self.asking();
         self.answered(worker, key, framing);
         true
     }
@@ -187,7 +187,7 @@ impl Exchange {
         }
         self.failed = Some(refusal.clone());
         self.attempt = None;
-        self.target = None;
+        (self.target, self.in_line) = (None, None);
         self.state = State::Connecting;
         true
     }
