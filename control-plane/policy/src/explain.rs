@@ -360,7 +360,7 @@ impl<'a> Evaluator<'a> {
 
 fn decide(way: &mut Way<'_>, server: &Server, port: u16, request: Option<&Request>) {
     let from = &way.question.from;
-    let caller = Caller { identity: from.identity.as_deref(), source: from.address };
+    let caller = Caller::new(from.identity.as_deref(), from.address);
     let is_plaintext = caller.identity.is_none() && server.mtls == v1::inbound::Mode::Strict;
     let access = match &server.access {
         Err(fault) => {

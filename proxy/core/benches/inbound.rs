@@ -52,10 +52,7 @@ fn inbound(criterion: &mut Criterion) {
     let limits = Limits::from_wire(&wire.policies, EscapedSlashes::Reject, now).expect("so are the limits");
     let adaptive = v1::Concurrency { adaptive: true, ..Default::default() };
     let concurrency = Arc::new(Concurrency::from_wire(&adaptive, now).expect("and the bound"));
-    let caller = Caller {
-        identity: Some("spiffe://outrigger.local/ns/shop/sa/caller-11"),
-        source: [10, 0, 0, 1].into(),
-    };
+    let caller = Caller::new(Some("spiffe://outrigger.local/ns/shop/sa/caller-11"), [10, 0, 0, 1].into());
     let request = Request::new("GET", "/api/v1/orders/1234?page=2").with("accept", "*/*");
 
     criterion.bench_function("normalise", |bench| {

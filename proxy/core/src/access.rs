@@ -44,20 +44,23 @@ pub const MAX_AUDITS: usize = 16;
 pub struct Caller<'a> {
     /// The SPIFFE id that it has proved.
     pub identity: Option<&'a str>,
+    /// The namespace of that: of `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`.
+    pub namespace: Option<&'a str>,
     /// Where it calls from.
     pub source: IpAddr,
 }
 
 impl<'a> Caller<'a> {
-    /// The namespace of its identity, `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`.
-    pub fn namespace(&self) -> Option<&'a str> {
-        // For each request: searching bytes so near to each other is dearer than looking at them.
-        let segment = |text: &str| text.bytes().position(|byte| byte == b'/').unwrap_or(text.len());
-        let path = self.identity?.strip_prefix("spiffe://")?;
-        let rest = path[segment(path)..].strip_prefix("/ns/")?;
-        let (namespace, rest) = rest.split_at(segment(rest));
-        let account = rest.strip_prefix("/sa/")?;
-        (segment(account) == account.len()).then_some(namespace)
+    /// Reads the namespace from the identity. Who knows it already, for each request, fills it in.
+    pub fn new(identity: Option<&'a str>, source: IpAddr) -> Self {
+        let parts = identity.and_then(|text| text.strip_prefix("spiffe://")).map(|text| text.split('/'));
+        let namespace = parts.and_then(|mut parts| {
+            match [parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next()] {
+                [Some(_), Some("ns"), Some(namespace), Some("sa"), Some(_), None] => Some(namespace),
+                _ => None,
+            }
+        });
+        Self { identity, namespace, source }
     }
 }
 

@@ -4,7 +4,7 @@
 //! decodes, a gRPC method is called by something that is no gRPC. Whoever opens a door must be sure of every reading;
 //! whoever shuts one, of none. [`Sense`] says which it is, and every test takes it.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, cell::OnceCell, net::IpAddr};
 
 use ipnet::IpNet;
 use outrigger_api::v1;
@@ -81,7 +81,7 @@ impl Source {
         knows
             && (self.identities.is_empty() || self.identities.iter().any(is_one_of))
             && (self.namespaces.is_empty()
-                || caller.namespace().is_some_and(|own| self.namespaces.iter().any(|name| **name == *own)))
+                || caller.namespace.is_some_and(|own| self.namespaces.iter().any(|name| **name == *own)))
             && (self.networks.is_empty() || hold(&self.networks, caller.source))
     }
 }
@@ -191,13 +191,23 @@ pub(crate) fn normal_path(path: &str, slashes: EscapedSlashes) -> Result<String,
 pub(crate) struct Seen<'a, V> {
     view: &'a V,
     path: &'a [u8],
-    reading: Cow<'a, [u8]>,
+    /// Found when a rule asks for it.
+    reading: OnceCell<Cow<'a, [u8]>>,
 }
 
 impl<'a, V: View> Seen<'a, V> {
     /// `path`: in the form of [`path::normalise`], without its query.
     pub(crate) fn new(view: &'a V, path: &'a [u8]) -> Self {
-        Self { view, path, reading: path::read(path) }
+        Self { view, path, reading: OnceCell::new() }
+    }
+
+    fn reading(&self) -> &Cow<'a, [u8]> {
+        self.reading.get_or_init(|| path::read(self.path))
+    }
+
+    /// The reading, where it is not the path itself: of most requests there is one to look at.
+    fn other_reading(&self) -> Option<&[u8]> {
+        if let Cow::Owned(reading) = self.reading() { Some(reading) } else { None }
     }
 
     /// Methods are case-sensitive (RFC 9110, 9.1), to most servers.
@@ -212,12 +222,14 @@ impl<'a, V: View> Seen<'a, V> {
         match (sense, test) {
             // Of a path that was named, what follows it is nobody's secret; an expression may say what must not be
             // there.
-            (Sense::Opens, PathMatcher::Regex(_)) => test.matches(self.path) && test.matches(&self.reading),
+            (Sense::Opens, PathMatcher::Regex(_)) => {
+                test.matches(self.path) && self.other_reading().is_none_or(|path| test.matches(path))
+            }
             (Sense::Opens, _) => test.matches(self.path),
             (Sense::Shuts, _) => {
-                let without_slash = self.reading.strip_suffix(b"/").filter(|rest| !rest.is_empty());
+                let without_slash = self.reading().strip_suffix(b"/").filter(|rest| !rest.is_empty());
                 test.matches(self.path)
-                    || test.matches(&self.reading)
+                    || self.other_reading().is_some_and(|path| test.matches(path))
                     || without_slash.is_some_and(|path| test.matches(path))
             }
         }
@@ -228,7 +240,7 @@ impl<'a, V: View> Seen<'a, V> {
         let is_call = |path| Call::of_path(path).is_some_and(|call| test.matches(call));
         match sense {
             Sense::Opens => is_call(self.path) && is_grpc(self.view),
-            Sense::Shuts => is_call(self.path) || is_call(&self.reading),
+            Sense::Shuts => is_call(self.path) || self.other_reading().is_some_and(is_call),
         }
     }
 

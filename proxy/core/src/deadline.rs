@@ -14,6 +14,13 @@ use crate::request::View;
 /// each application, and one that passes it on lets the whole chain stop in time.
 pub const HEADER: &str = "request-timeout-ms";
 
+/// [`HEADER`] in the case of a request's first name: what says of a whole head that its names begin with capitals is a letter, and of
+/// one that mixes them a letter for each (see [`crate::case`]).
+pub fn header_beside(name: Option<&[u8]>) -> &'static str {
+    let has_capital = name.and_then(<[u8]>::first).is_some_and(u8::is_ascii_uppercase);
+    if has_capital { "Request-Timeout-Ms" } else { HEADER }
+}
+
 /// The same of gRPC: at most eight digits and a unit.
 pub const GRPC_HEADER: &str = "grpc-timeout";
 
@@ -72,7 +79,7 @@ pub struct Text {
 
 impl Text {
     /// `number` has at most [`MAX_DIGITS`] digits, one less if there is a unit.
-    fn new(mut number: u128, unit: Option<u8>) -> Self {
+    fn new(mut number: u64, unit: Option<u8>) -> Self {
         let mut bytes = [0; MAX_DIGITS];
         let mut length = 0;
         let mut push = |byte| {
@@ -107,12 +114,14 @@ pub fn grpc_timeout(left: Duration) -> Text {
     let most = 10_u128.pow(8) - 1;
     let fits = |(_, unit): &&(u8, u128)| nanoseconds / unit <= most;
     let (unit, length) = UNITS.iter().find(fits).unwrap_or(&UNITS[UNITS.len() - 1]);
-    Text::new((nanoseconds / length).min(most), Some(*unit))
+    let number = u64::try_from((nanoseconds / length).min(most)).expect("eight digits");
+    Text::new(number, Some(*unit))
 }
 
 /// The value of [`HEADER`] that says what is left, never more than it is.
 pub fn milliseconds(left: Duration) -> Text {
-    Text::new(left.as_millis().min(10_u128.pow(10) - 1), None)
+    let most = 10_u64.pow(10) - 1;
+    Text::new(u64::try_from(left.as_millis()).map_or(most, |left| left.min(most)), None)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 7));
 
 fn caller(identity: Option<&str>) -> Caller<'_> {
-    Caller { identity, source: POD }
+    Caller::new(identity, POD)
 }
 
 fn policy(name: &str, rules: Vec<v1::AccessRule>) -> v1::AccessPolicy {
@@ -167,7 +167,7 @@ fn sources_are_who_they_say() {
             }
         }
     }
-    let mapped = Caller { identity: None, source: "::ffff:10.1.0.7".parse().unwrap() };
+    let mapped = Caller::new(None, "::ffff:10.1.0.7".parse().unwrap());
     assert!(takes_effect(
         true,
         vec![source(&[], &[], &pod, false)],
@@ -186,7 +186,7 @@ fn namespaces_are_read_from_identities_of_our_form_alone() {
         ("https://a/ns/shop/sa/b", None),
         ("spiffe://a/ns/shop", None),
     ] {
-        assert_eq!(caller(Some(identity)).namespace(), namespace, "{identity}");
+        assert_eq!(caller(Some(identity)).namespace, namespace, "{identity}");
     }
 }
 
@@ -309,11 +309,11 @@ fn probes_pass_where_all_is_as_declared() {
     {
         assert!(!ask(port, method, path, Some(WEB)).allowed, "{port} {method} {path}");
     }
-    let connect = |port, source| access.connection(&Caller { identity: None, source }, port).allowed;
+    let connect = |port, source| access.connection(&Caller::new(None, source), port).allowed;
     assert!(connect(80, NODE));
     assert!(!connect(80, POD) && !connect(81, NODE));
     let request = Request::new("GET", "/");
-    assert!(!access.request(&Caller { identity: None, source: NODE }, 80, &request, b"/").allowed);
+    assert!(!access.request(&Caller::new(None, NODE), 80, &request, b"/").allowed);
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn limits(policies: &[v1::AccessPolicy], now: Instant) -> Limits {
 }
 
 fn caller(identity: &str) -> Caller<'_> {
-    Caller { identity: Some(identity), source: [10, 1, 0, 7].into() }
+    Caller::new(Some(identity), [10, 1, 0, 7].into())
 }
 
 fn asks(limits: &Limits, identity: &str, request: &Request, now: Instant) -> Result<Vec<Refused>, Refused> {
@@ -281,10 +281,10 @@ fn connections_count_while_they_are_open() {
     drop(first);
     let _third = connect("a").unwrap();
     assert!(connect("a").is_err());
-    let unknown = Caller { identity: None, source: [10, 0, 0, 1].into() };
+    let unknown = Caller::new(None, [10, 0, 0, 1].into());
     let _held: Vec<_> = (0..2).map(|_| limits.connect(&unknown, 80).unwrap()).collect();
     assert!(limits.connect(&unknown, 80).is_err());
-    assert!(limits.connect(&Caller { identity: None, source: [10, 0, 0, 2].into() }, 80).is_ok());
+    assert!(limits.connect(&Caller::new(None, [10, 0, 0, 2].into()), 80).is_ok());
 }
 
 #[test]

@@ -51,7 +51,13 @@ impl Drop for Admission {
 
 impl Entry {
     /// Judges a request, and takes it into account. Its path is the one that was judged from here on.
-    pub(super) fn admit(&self, worker: &Worker, head: &mut RequestHead) -> Result<Admission, Refusal> {
+    /// `now`: when it came.
+    pub(super) fn admit(
+        &self,
+        worker: &Worker,
+        head: &mut RequestHead,
+        now: Instant,
+    ) -> Result<Admission, Refusal> {
         let policy = worker.ctx.inbound.load();
         self.knows(&policy)?;
         self.normalise(&policy, head)?;
@@ -60,7 +66,6 @@ impl Entry {
         if is_probe {
             return Ok(admission);
         }
-        let now = Instant::now();
         let seen = Seen(head);
         match policy.limits.check(&self.caller(), self.port(), &seen, seen.path(), now) {
             Ok(audits) => count_limits(worker, &audits, "would_refuse"),
@@ -198,7 +203,12 @@ impl Entry {
     }
 
     fn caller(&self) -> Caller<'_> {
-        Caller { identity: self.peer().map(SpiffeId::as_str), source: self.source() }
+        let peer = self.peer();
+        Caller {
+            identity: peer.map(SpiffeId::as_str),
+            namespace: peer.map(SpiffeId::namespace),
+            source: self.source(),
+        }
     }
 
     /// What is said of a refusal: callers without an identity learn its code only.

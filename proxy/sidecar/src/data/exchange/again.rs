@@ -76,16 +76,17 @@ impl Exchange {
 
     /// A try begins: how long it may take.
     pub(super) fn begins_try(&mut self, worker: &Worker) {
+        let now = Instant::now();
         if let Some(deadline) = self.plan.deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(now);
             if self.is_grpc {
                 self.head.fields.set(deadline::GRPC_HEADER, &deadline::grpc_timeout(left));
             } else {
-                self.head.fields.set(deadline::HEADER, &deadline::milliseconds(left));
+                let name = deadline::header_beside(self.head.fields.iter().next().map(|(name, _)| name));
+                self.head.fields.set(name, &deadline::milliseconds(left));
             }
         }
         let Some(traffic) = &self.plan.traffic else { return };
-        let now = Instant::now();
         self.tries.one_until = traffic.timeouts.per_try.map(|limit| now + limit);
         if self.shadow.is_none() && self.rival.is_none() {
             self.tries.hedge_at = traffic.hedge.as_ref().map(|hedge| now + hedge.after);

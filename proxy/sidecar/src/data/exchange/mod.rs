@@ -227,7 +227,8 @@ impl Exchange {
             }
             Some(Handler::Inbound(entry)) => {
                 let entry = entry.clone();
-                match entry.admit(worker, &mut self.head) {
+                let now = self.begun.unwrap_or_else(Instant::now);
+                match entry.admit(worker, &mut self.head, now) {
                     Ok(admission) => self.admission = Some(admission),
                     Err(refusal) => return self.refuse(worker, refusal),
                 }
