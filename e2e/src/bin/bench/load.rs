@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::cases::Work;
+use crate::cases::{Call, Work};
 
 /// What one stretch showed.
 #[derive(Default)]

@@ -127,7 +127,7 @@ impl Client {
         let window = self.connection.stream_window;
         let stream = Stream { begun: now, window, received: 0, answered: false, unacknowledged: 0 };
         self.streams.insert(id, stream);
-        if !self.call == Call::Get {
+        if self.call != Call::Get {
             self.message(id);
         }
     }
