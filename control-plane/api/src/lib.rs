@@ -28,5 +28,7 @@ pub mod type_url {
 
 /// The one name of the `Mesh` resource.
 pub const MESH_NAME: &str = "mesh";
+/// The most `Mesh.external_hosts`: a proxy holds them all, whatever it uses.
+pub const MAX_EXTERNAL_HOSTS: usize = 4096;
 /// The one name of the `TrustBundle` resource.
 pub const TRUST_BUNDLE_NAME: &str = "trust-bundle";

@@ -165,10 +165,9 @@ impl Mesh {
         let found = match kind {
             Kind::Mesh if name != MESH_NAME => None,
             Kind::Mesh => {
-                match state.in_force.mesh(viewer.identity.namespace(), &self.trust_domain, &self.settings) {
-                    Some(mesh) => Some(Arc::new(mesh)),
-                    None => return Answer::Silent,
-                }
+                let namespace = viewer.identity.namespace();
+                let mesh = state.in_force.mesh(namespace, &self.trust_domain, &self.settings);
+                return mesh.map_or(Answer::Silent, Answer::Found);
             }
             Kind::TrustBundle => (name == TRUST_BUNDLE_NAME).then(|| Arc::clone(&state.bundle)),
             Kind::Inbound => {

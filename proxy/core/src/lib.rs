@@ -16,6 +16,7 @@ pub mod concurrency;
 mod criteria;
 pub mod deadline;
 pub mod detect;
+pub mod external;
 pub mod fault;
 pub mod hash;
 pub mod headers;

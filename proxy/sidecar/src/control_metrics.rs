@@ -101,7 +101,7 @@ impl ControlMetrics {
         self.claims_refused.set(i64::try_from(refused).unwrap_or(i64::MAX));
     }
 
-    /// A DNS query. `kind`: `mesh`, `consul`, `forward`; `outcome`: a word.
+    /// A DNS query. `kind`: `mesh`, `external`, `consul`, `forward`; `outcome`: a word.
     pub fn dns(&self, kind: &'static str, outcome: &'static str) {
         self.dns.get_or_create(&Query { kind, outcome }).inc();
     }

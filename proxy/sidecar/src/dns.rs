@@ -8,6 +8,10 @@
 //! which leads back into this proxy. Silence of discovery is SERVFAIL, which resolvers retry; NXDOMAIN is kept for what
 //! a synced source says.
 //!
+//! The hosts of external services are names of others that lead to services of the mesh. What is asked in order to connect to
+//! one is answered as for names of the mesh; everything else about it (mail, text, delegation) is its owner's, and is
+//! passed on. Where a synced source does not know the service (any more), the name is as any other.
+//!
 //! A name server on this very host asks in its turn, and with redirection would ask us: its user must be exempt
 //! (`outrigger-proxy redirect --exempt-uid`). What the bound on queries cuts off otherwise is a loop.
 
@@ -31,6 +35,7 @@ use crate::{
 };
 use answer::{Verdict, judge};
 use forward::Forwarder;
+use outrigger_core::resolve::Knowledge;
 
 /// Bytes of a UDP message that we take (RFC 6891, section 6.2.5 recommends 4096 as a maximum).
 const MAX_UDP_BYTES: usize = 4096;
@@ -164,7 +169,11 @@ impl Server {
 
     async fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let consul = self.ctx.config.dns.consul;
-        let (kind, reply) = match judge(query, consul.is_some(), &self.forwarder.search()) {
+        let verdict = {
+            let hosts = self.ctx.directory.external_hosts();
+            judge(query, consul.is_some(), &self.forwarder.search(), &hosts)
+        };
+        let (kind, reply) = match verdict {
             Verdict::Ignore => return None,
             Verdict::Malformed(reply) => ("any", Some(reply)),
             Verdict::NoSuchName(question) => ("search", question.no_such_name()),
@@ -172,17 +181,26 @@ impl Server {
                 let known = self.ctx.directory.addresses(question.host()).await;
                 ("mesh", question.reply(known, self.ipv6))
             }
+            Verdict::External(question) => match self.ctx.directory.addresses(question.host()).await {
+                Knowledge::NotFound => ("forward", self.forward(query, transport).await),
+                Knowledge::Found(addresses) if addresses.is_empty() => {
+                    ("forward", self.forward(query, transport).await)
+                }
+                // Not passed on: it would lead around the service's policies and identity.
+                known => ("external", question.reply(known, self.ipv6)),
+            },
             Verdict::Consul => {
                 let server = consul.into_iter().collect::<Vec<_>>();
                 ("consul", self.forwarder.forward(query, &server, transport).await)
             }
-            Verdict::Forward => {
-                let servers = self.forwarder.servers();
-                ("forward", self.forwarder.forward(query, &servers, transport).await)
-            }
+            Verdict::Forward => ("forward", self.forward(query, transport).await),
         };
         self.ctx.control.dns(kind, if reply.is_some() { "answered" } else { "failed" });
         reply.or_else(|| answer::server_failure(query))
+    }
+
+    async fn forward(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        self.forwarder.forward(query, &self.forwarder.servers(), transport).await
     }
 }
 

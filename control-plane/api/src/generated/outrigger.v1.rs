@@ -937,7 +937,7 @@ pub struct ClaimStatus {
     pub protocol: i32,
 }
 /// The mesh as a whole. Resource name: `mesh`. Every proxy holds it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mesh {
     #[prost(string, tag = "1")]
     pub trust_domain: ::prost::alloc::string::String,
@@ -949,6 +949,10 @@ pub struct Mesh {
     pub virtual_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(enumeration = "mesh::OutboundDefault", tag = "4")]
     pub outbound: i32,
+    /// The names outside the mesh that lead to one of its services (an `ExternalService`), sorted by host: what a proxy's DNS
+    /// answers itself. Where one leads, its `Destination` says. At most 4,096, so that every proxy can hold them all.
+    #[prost(message, repeated, tag = "5")]
+    pub external_hosts: ::prost::alloc::vec::Vec<ExternalHost>,
 }
 /// Nested message and enum types in `Mesh`.
 pub mod mesh {
@@ -994,6 +998,16 @@ pub mod mesh {
             }
         }
     }
+}
+/// A name outside the mesh.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExternalHost {
+    /// Lower case, no final dot.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    /// `<name>.<namespace>`.
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
 }
 /// The roots that a peer's chain may end in. Resource name: `trust-bundle`. Every proxy holds it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -21,6 +21,9 @@ use crate::metrics::Metrics;
 use crate::policies::resolver::{Resolution, defaults_of};
 use crate::sources::ServiceKey;
 
+/// Namespaces whose `Mesh` is kept: one takes 300 KiB at most.
+const MAX_MESHES: usize = 64;
+
 /// What policies came to last, and who was told.
 #[derive(Debug, Default)]
 pub(super) struct InForce {
@@ -28,6 +31,9 @@ pub(super) struct InForce {
     resolution: Option<Arc<Resolution>>,
     /// The connections with a discovery stream.
     viewers: HashMap<u64, Watching>,
+    /// The mesh's own resource by namespace, of this resolution: it is long where there are many external hosts, and all
+    /// proxies ask for it at once.
+    mesh: HashMap<String, Arc<Compiled>>,
 }
 
 #[derive(Debug)]
@@ -48,16 +54,35 @@ impl InForce {
     }
 
     /// The mesh's own resource for proxies of a namespace.
-    pub(super) fn mesh(&self, namespace: &str, trust_domain: &str, settings: &Settings) -> Option<Compiled> {
+    pub(super) fn mesh(
+        &mut self,
+        namespace: &str,
+        trust_domain: &str,
+        settings: &Settings,
+    ) -> Option<Arc<Compiled>> {
+        if let Some(compiled) = self.mesh.get(namespace) {
+            return Some(Arc::clone(compiled));
+        }
         let resolution = self.resolution.as_ref()?;
         let mesh = v1::Mesh {
             trust_domain: trust_domain.to_owned(),
             cidrs: settings.cidrs.clone(),
             virtual_cidrs: VIRTUAL_RANGES.map(str::to_owned).to_vec(),
             outbound: resolution.outbound(namespace).into(),
+            external_hosts: resolution.external_hosts.clone(),
         };
         let origins = defaults_of(&resolution.policies, &settings.mesh_namespace, namespace);
-        Some(Compiled::new(Kind::Mesh, &mesh).by(origins))
+        let compiled = Arc::new(Compiled::new(Kind::Mesh, &mesh).by(origins));
+        if self.mesh.len() >= MAX_MESHES {
+            self.mesh.clear();
+        }
+        self.mesh.insert(namespace.to_owned(), Arc::clone(&compiled));
+        Some(compiled)
+    }
+
+    fn adopt(&mut self, resolution: &Arc<Resolution>) {
+        self.resolution = Some(Arc::clone(resolution));
+        self.mesh.clear();
     }
 
     /// Whether what can be said of a service is whole. `present`: the catalog has it.
@@ -160,14 +185,14 @@ impl Mesh {
         };
         let Some(old) = old else {
             let mut state = self.state();
-            state.in_force.resolution = Some(Arc::clone(new));
+            state.in_force.adopt(new);
             drop(state);
             self.fanout.touch_all();
             return;
         };
         let services = changed_services(&old, new);
         let mut keys: HashSet<Key> = services.iter().cloned().map(Key::Service).collect();
-        if !Arc::ptr_eq(&old.policies, &new.policies) {
+        if !Arc::ptr_eq(&old.policies, &new.policies) || old.external_hosts != new.external_hosts {
             // Who already has what it says is not sent it again.
             keys.insert(Key::Mesh);
         }
@@ -191,7 +216,7 @@ impl Mesh {
                     watching.inbound = same.then_some(inbound);
                 }
             }
-            state.in_force.resolution = Some(Arc::clone(new));
+            state.in_force.adopt(new);
         }
         self.fanout.touch(&keys);
     }

@@ -38,6 +38,8 @@ pub(crate) struct Resolution {
     pub(crate) catalog: Catalog,
     /// What they come to.
     pub(crate) resolved: Resolved,
+    /// The hosts of the external services in force, in order.
+    pub(crate) external_hosts: Vec<v1::ExternalHost>,
     services: HashSet<ServiceKey>,
     workloads: HashMap<String, Vec<Workload>>,
 }
@@ -49,6 +51,12 @@ impl Resolution {
         let of_catalog = catalog.services.iter().filter_map(|s| ServiceKey::new(&s.name, &s.namespace).ok());
         let of_policies = resolved.externals().iter().filter_map(|s| ServiceKey::parse(&s.service).ok());
         let services = of_catalog.chain(of_policies).collect();
+        let hosts = resolved.externals().iter().flat_map(|external| {
+            let service = || external.service.clone();
+            external.hosts.iter().map(move |host| v1::ExternalHost { host: host.clone(), service: service() })
+        });
+        let mut external_hosts: Vec<_> = hosts.collect();
+        external_hosts.sort_by(|a, b| a.host.cmp(&b.host));
         let mut workloads: HashMap<String, Vec<Workload>> = HashMap::new();
         for workload in catalog.workloads() {
             if let Some(identity) = workload.identity.clone() {
@@ -61,6 +69,7 @@ impl Resolution {
             policies: Arc::clone(&picture.policies),
             catalog,
             resolved,
+            external_hosts,
             services,
             workloads,
         }

@@ -5,6 +5,9 @@
 //! addresses and is tried again soon; what never could is a service without endpoints, which answers 503 and says why,
 //! rather than a name that does not exist and passes as the mesh's `outbound` default says. A new service appears when each
 //! of its hosts was tried once, so that nobody is told of it half.
+//!
+//! The controller must ask the real name server: a sidecar's DNS answers these hosts with virtual addresses, which would lead
+//! back to the service itself. Such an answer is none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync};
+use crate::addresses::is_virtual;
 use crate::policies::resolver::Resolution;
 
 /// How long an answer holds, at least and at most.
@@ -96,6 +100,20 @@ struct Host {
     fault: Option<String>,
 }
 
+impl Host {
+    fn failed(&mut self, name: &str, reason: &str) {
+        if self.fault.is_none() {
+            tracing::warn!(
+                host = name,
+                reason,
+                "an external service's host cannot be looked up; its last addresses stay"
+            );
+        }
+        self.due = Some(Instant::now() + RETRY);
+        self.fault = Some(reason.to_owned());
+    }
+}
+
 impl Externals {
     async fn run(mut self, mut resolutions: watch::Receiver<Option<Arc<Resolution>>>) {
         loop {
@@ -155,24 +173,20 @@ impl Externals {
         let Some(host) = self.hosts.get_mut(name) else { return };
         host.tried = true;
         match result {
+            Ok(found) if found.addresses.iter().any(|address| is_virtual(*address)) => {
+                host.failed(
+                    name,
+                    "a sidecar answered it, with a virtual address: exempt the controller from redirection",
+                );
+            }
             Ok(found) if !found.addresses.is_empty() => {
                 host.due = Some(Instant::now() + found.ttl.clamp(MIN_TTL, MAX_TTL));
                 host.addresses =
                     found.addresses.into_iter().map(|ip| ip.to_canonical()).take(MAX_ADDRESSES).collect();
                 host.fault = None;
             }
-            failed => {
-                let reason = failed.err().unwrap_or_else(|| "it has no address".to_owned());
-                if host.fault.is_none() {
-                    tracing::warn!(
-                        host = name,
-                        reason,
-                        "an external service's host cannot be looked up; its last addresses stay"
-                    );
-                }
-                host.due = Some(Instant::now() + RETRY);
-                host.fault = Some(reason);
-            }
+            Ok(_) => host.failed(name, "it has no address"),
+            Err(reason) => host.failed(name, &reason),
         }
     }
 

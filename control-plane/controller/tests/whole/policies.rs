@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use outrigger_api::v1::{Destination, Inbound, Mesh, Service, inbound, mesh};
+use outrigger_api::v1::{Destination, ExternalHost, Inbound, Mesh, Service, inbound, mesh};
 use outrigger_consul::fake::{FakeConsul, Fault};
 use outrigger_controller::config::PolicyStore;
 use serde_json::{Value, json};
@@ -389,6 +389,10 @@ async fn a_service_outside_the_mesh_is_found_by_its_host() {
     let bench = Bench::start().await;
     let web = bench.workload("web", &[]).await;
     let mut proxy = web.discover(&bench).await;
+    let mut other = web.discover(&bench).await;
+    other.subscribe("Mesh", &["mesh"]).await;
+    let (mesh, _): (Mesh, _) = other.one("Mesh").await;
+    assert!(mesh.external_hosts.is_empty());
     proxy.subscribe("Destination", &["db.example.com"]).await;
     assert_eq!(proxy.take("Destination").await.removed_resources, ["db.example.com"]);
     let spec = json!({
@@ -396,6 +400,10 @@ async fn a_service_outside_the_mesh_is_found_by_its_host() {
         "endpoints": [{ "address": "192.0.2.9" }],
     });
     apply(&bench, &[object("ExternalService", "shop", "db", spec), timeout("slow", "db", "2s")]).await;
+    // Every proxy is told which names lead to the mesh, whether it has asked for one or not.
+    let (mesh, _): (Mesh, _) = other.one("Mesh").await;
+    let host = ExternalHost { host: "db.example.com".to_owned(), service: "db.shop".to_owned() };
+    assert_eq!(mesh.external_hosts, [host]);
     let (found, _): (Destination, _) = proxy.one("Destination").await;
     assert_eq!(found.service, "db.shop");
     assert!(!found.virtual_addresses.is_empty());
@@ -414,6 +422,12 @@ async fn a_service_outside_the_mesh_is_found_by_its_host() {
     );
     let catalog = get(&bench, "/api/v1/catalog").await;
     assert_eq!(catalog["services"], json!([]), "it is a policy, not what policies are about");
+
+    other.assert_silent().await;
+    let (status, answer) = bench.api("DELETE", "/api/v1/policies/ExternalService/shop/db", None).await;
+    assert_eq!(status, 200, "{answer:#}");
+    let (mesh, _): (Mesh, _) = other.one("Mesh").await;
+    assert!(mesh.external_hosts.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,8 @@ pub enum ConditionReason {
     InvalidKind,
     /// A part of it has no effect here.
     UnsupportedValue,
+    /// The mesh has as many as it can have; older ones stay.
+    LimitReached,
 }
 
 /// One condition of an object's status.

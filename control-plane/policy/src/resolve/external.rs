@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outrigger_api::MAX_EXTERNAL_HOSTS;
+
 use super::ByAge;
 use super::condition::{Condition, ConditionReason, Conditions};
 use crate::catalog::Catalog;
@@ -71,6 +73,14 @@ fn fault(
     if of_catalog.contains(&external.service) {
         let message = format!("the catalog has a service {} already: choose another name", external.service);
         return Some((ConditionReason::Conflicted, message));
+    }
+    if claimed.len() + external.hosts.len() > MAX_EXTERNAL_HOSTS {
+        // Every proxy knows every host.
+        let message = format!(
+            "older objects name {} hosts, and a mesh has at most {MAX_EXTERNAL_HOSTS}",
+            claimed.len()
+        );
+        return Some((ConditionReason::LimitReached, message));
     }
     external.hosts.iter().find_map(|host| {
         if OWN_SUFFIXES.iter().any(|suffix| host.ends_with(suffix)) {

@@ -574,6 +574,20 @@ fn concurrency_is_kept_at_the_workload_s_own_ports() {
 }
 
 #[test]
+fn a_mesh_has_so_many_hosts_and_says_whose_are_too_many() {
+    let of_one = |number: usize| {
+        let hosts: Vec<String> = (0..64).map(|host| format!("h{host}.s{number}.example")).collect();
+        external(&format!("s{number}"), "shop", "HOSTS").replace("'HOSTS'", &hosts.join(", "))
+    };
+    let all: String = (0..64).map(of_one).collect();
+    let resolved = of(&(all + &external("too-many", "shop", "more.example")));
+    let hosts: usize = resolved.externals().iter().map(|external| external.hosts.len()).sum();
+    assert_eq!(hosts, outrigger_api::MAX_EXTERNAL_HOSTS);
+    let refused = conditions(&resolved, Kind::ExternalService, "shop", "too-many");
+    assert_eq!(refused, ["Accepted=False LimitReached"]);
+}
+
+#[test]
 fn nobody_takes_a_destination_from_others() {
     let text = [
         external("api", "shop", "API.example.com."),

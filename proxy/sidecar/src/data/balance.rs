@@ -28,7 +28,7 @@ use super::{
     tls::ConnectError,
 };
 use crate::{
-    discovery::directory::Target,
+    discovery::directory::{ServiceHandle, Target},
     metrics::{Direction, Edge, Picks, Retries},
 };
 
@@ -86,7 +86,7 @@ pub(crate) struct Route {
     /// Where the client's connection comes from.
     pub(super) source: Option<IpAddr>,
     shared: Rc<Shared>,
-    /// Where its service's routes have led to.
+    /// Where its service's routes, or a request's authority, have led to.
     ways: RefCell<Vec<Rc<Route>>>,
 }
 
@@ -98,13 +98,36 @@ impl Route {
 
     /// The way to what a rule of the service's routes leads to, where that is known.
     pub(crate) fn to(&self, backend: &Backend) -> Option<Rc<Self>> {
+        self.way(&backend.service, backend.port, || self.worker.ctx.directory.known_service(&backend.service))
+    }
+
+    /// The way that the authority of a request chooses where an endpoint's own address was dialled: to the service as a whole,
+    /// if that is an external one and the authority is one of its hosts. Its owner gave that name one meaning, wherever a client
+    /// has looked it up.
+    pub(super) fn chosen_by(&self, authority: &[u8]) -> Option<Rc<Self>> {
+        let chosen = {
+            let hosts = self.worker.ctx.directory.external_hosts();
+            let service = hosts.service_of_authority(str::from_utf8(authority).ok()?)?;
+            service == self.service()
+        };
+        if !chosen {
+            return None;
+        }
+        self.way(self.service(), self.target.port, || Some(self.target.service.clone()))
+    }
+
+    fn way(
+        &self,
+        service: &Arc<str>,
+        port: u16,
+        known: impl FnOnce() -> Option<ServiceHandle>,
+    ) -> Option<Rc<Self>> {
         let mut ways = self.ways.borrow_mut();
-        let is_it = |way: &&Rc<Self>| **way.service() == *backend.service && way.target.port == backend.port;
+        let is_it = |way: &&Rc<Self>| **way.service() == **service && way.target.port == port;
         if let Some(way) = ways.iter().find(is_it) {
             return Some(way.clone());
         }
-        let service = self.worker.ctx.directory.known_service(&backend.service)?;
-        let target = Target { service, port: backend.port, endpoint: None };
+        let target = Target { service: known()?, port, endpoint: None };
         let way = Rc::new(Self::new(self.worker.clone(), target, self.source));
         if ways.len() == MAX_WAYS {
             ways.clear();

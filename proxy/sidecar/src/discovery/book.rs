@@ -25,7 +25,7 @@ use outrigger_certs::SpiffeId;
 use outrigger_core::model::{Destination, Service};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::check::{checked_service, decode, ranges};
+use super::check::{self, checked_service, decode};
 use super::directory::{Answer, Ask, Entry, Found, Key, Known, ServiceHandle, Target};
 use crate::{
     certificates,
@@ -101,7 +101,7 @@ pub(super) enum State {
 
 /// What discovery holds. Locked for the length of a call, by tasks of the control thread only.
 pub(crate) struct Book {
-    ctx: Arc<Context>,
+    pub(super) ctx: Arc<Context>,
     pub(super) held: BTreeMap<Kind, HashMap<Arc<str>, Held>>,
     waiters: HashMap<Key, Vec<oneshot::Sender<Arc<Entry>>>>,
     waiting: usize,
@@ -362,7 +362,9 @@ impl Book {
         let ctx = self.ctx.clone();
         match kind {
             Kind::Mesh => {
-                ctx.directory.set_ranges(ranges(&decode(name, value)?, &ctx.config.trust_domain)?);
+                let (ranges, hosts) = check::mesh(decode(name, value)?, &ctx.config.trust_domain)?;
+                ctx.directory.set_ranges(ranges);
+                ctx.directory.set_external_hosts(hosts);
                 ctx.ready.clear(Blocker::Mesh);
                 Ok(Some(State::Applied))
             }

@@ -3,6 +3,7 @@
 use outrigger_api::v1;
 use outrigger_certs::SpiffeId;
 use outrigger_core::{
+    external::ExternalHosts,
     model::Service,
     resolve::{OutboundDefault, Ranges},
 };
@@ -35,7 +36,13 @@ pub(super) fn checked_service(
     Ok(service)
 }
 
-pub(super) fn ranges(mesh: &v1::Mesh, trust_domain: &str) -> Result<Ranges, String> {
+pub(super) fn mesh(mesh: v1::Mesh, trust_domain: &str) -> Result<(Ranges, ExternalHosts), String> {
+    let ranges = ranges(&mesh, trust_domain)?;
+    let hosts = ExternalHosts::from_wire(mesh.external_hosts).map_err(|error| format!("mesh: {error}"))?;
+    Ok((ranges, hosts))
+}
+
+fn ranges(mesh: &v1::Mesh, trust_domain: &str) -> Result<Ranges, String> {
     if mesh.trust_domain != trust_domain {
         return Err(format!(
             "mesh: it is for the trust domain {:?}, not {trust_domain:?}",

@@ -16,6 +16,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use outrigger_core::{
+    external::ExternalHosts,
     model::Service,
     resolve::{Knowledge, Ranges},
 };
@@ -172,6 +173,7 @@ pub(super) type Known = HashMap<Key, Arc<Entry>>;
 pub struct Directory {
     known: ArcSwap<Known>,
     ranges: ArcSwap<Ranges>,
+    external_hosts: ArcSwap<ExternalHosts>,
     asks: mpsc::Sender<Ask>,
     patience: Duration,
 }
@@ -185,6 +187,7 @@ impl Directory {
         let directory = Self {
             known: ArcSwap::default(),
             ranges: ArcSwap::from_pointee(ranges),
+            external_hosts: ArcSwap::default(),
             asks,
             patience: config.timeouts.discovery.get(),
         };
@@ -198,6 +201,7 @@ impl Directory {
         Self {
             known: ArcSwap::from_pointee(known),
             ranges: ArcSwap::from_pointee(ranges),
+            external_hosts: ArcSwap::default(),
             asks: mpsc::channel(1).0,
             patience: Duration::ZERO,
         }
@@ -252,6 +256,16 @@ impl Directory {
 
     pub(super) fn set_ranges(&self, ranges: Ranges) {
         self.ranges.store(Arc::new(ranges));
+    }
+
+    /// The names outside the mesh that lead to services of it.
+    pub(crate) fn external_hosts(&self) -> Guard<Arc<ExternalHosts>> {
+        self.external_hosts.load()
+    }
+
+    /// Replaces them; discovery does, and tests that have none.
+    pub fn set_external_hosts(&self, hosts: ExternalHosts) {
+        self.external_hosts.store(Arc::new(hosts));
     }
 
     pub(super) fn publish(&self, known: Known) {

@@ -1,6 +1,6 @@
 //! What discovery holds, for people: source, version and age of every entry.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -27,10 +27,14 @@ impl Book {
                 })
             })
             .collect();
+        let hosts = self.ctx.directory.external_hosts();
+        let external_hosts: BTreeMap<&str, &str> =
+            hosts.iter().map(|(host, service)| (host, &**service)).collect();
         json!({
             "controller": { "connected": self.connected, "for_seconds": seconds(self.since) },
             "claims": claims,
             "mesh": entries(Kind::Mesh),
+            "external_hosts": external_hosts,
             "trust_bundle": entries(Kind::TrustBundle),
             "inbound": entries(Kind::Inbound),
             "destinations": entries(Kind::Destination),

@@ -9,7 +9,7 @@ use hickory_proto::{
         rdata::{A, AAAA, SOA},
     },
 };
-use outrigger_core::resolve::Knowledge;
+use outrigger_core::{external::ExternalHosts, resolve::Knowledge};
 
 /// A virtual address is stable for a day; short, so that a service that goes is noticed.
 const TTL_SECONDS: u32 = 10;
@@ -29,7 +29,10 @@ pub(super) enum Verdict {
     Malformed(Vec<u8>),
     /// A name of the mesh: ask discovery.
     Mesh(Question),
-    /// A name of the mesh with a search domain behind it: there is no such name, and nobody else need be asked.
+    /// How to connect to a host of an external service: ask discovery.
+    External(Question),
+    /// A name of the mesh, or a host of an external service, with a search domain behind it: there is no such name, and
+    /// nobody else need be asked.
     NoSuchName(Question),
     /// For Consul's DNS.
     Consul,
@@ -46,7 +49,7 @@ pub(super) struct Question {
 }
 
 /// Judges a message. `consul`: Consul's DNS is configured.
-pub(super) fn judge(bytes: &[u8], consul: bool, search: &[String]) -> Verdict {
+pub(super) fn judge(bytes: &[u8], consul: bool, search: &[String], external: &ExternalHosts) -> Verdict {
     let Ok(message) = Message::from_vec(bytes) else {
         // Bit 7 of the third byte: a response.
         if bytes.len() < HEADER_BYTES || bytes[2] & 0x80 != 0 {
@@ -73,11 +76,26 @@ pub(super) fn judge(bytes: &[u8], consul: bool, search: &[String]) -> Verdict {
     if under(&host, "consul") {
         return Verdict::Consul;
     }
-    let searched = search.iter().filter_map(|domain| host.strip_suffix(domain.as_str())?.strip_suffix('.'));
-    if searched.into_iter().any(|rest| ours(rest) || under(rest, "consul")) {
+    if external.service(&host).is_some() {
+        if leads_to_connections(query.query_type()) {
+            return Verdict::External(Question { message, query, host });
+        }
+        return Verdict::Forward;
+    }
+    // A host of one label is not meant by what stands below a search domain: that is how others are named.
+    let is_external = |rest: &str| rest.contains('.') && external.service(rest).is_some();
+    let mut searched =
+        search.iter().filter_map(|domain| host.strip_suffix(domain.as_str())?.strip_suffix('.'));
+    if searched.any(|rest| ours(rest) || under(rest, "consul") || is_external(rest)) {
         return Verdict::NoSuchName(Question { message, query, host });
     }
     Verdict::Forward
+}
+
+/// Whether the answer says where to connect to. HTTPS and SVCB do, too: their hints would lead around the mesh.
+fn leads_to_connections(kind: RecordType) -> bool {
+    use RecordType::{A, AAAA, ANY, HTTPS, SVCB};
+    matches!(kind, A | AAAA | ANY | HTTPS | SVCB)
 }
 
 fn under(host: &str, domain: &str) -> bool {
@@ -155,6 +173,7 @@ pub(super) fn server_failure(query: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use outrigger_api::v1;
     use proptest::prelude::*;
 
     use super::*;
@@ -167,7 +186,16 @@ mod tests {
     }
 
     fn verdict(name: &str, consul: bool) -> &'static str {
-        match judge(&query(name, RecordType::A), consul, &["svc.cluster.local".to_owned()]) {
+        asked(name, RecordType::A, consul)
+    }
+
+    fn asked(name: &str, kind: RecordType, consul: bool) -> &'static str {
+        let host =
+            |host: &str| v1::ExternalHost { host: host.to_owned(), service: "partner.shop".to_owned() };
+        let hosts = ["api.partner.example", "db"].map(host).to_vec();
+        let hosts = ExternalHosts::from_wire(hosts).unwrap();
+        match judge(&query(name, kind), consul, &["svc.cluster.local".to_owned()], &hosts) {
+            Verdict::External(_) => "external",
             Verdict::Ignore => "ignore",
             Verdict::Malformed(_) => "malformed",
             Verdict::Mesh(_) => "mesh",
@@ -190,8 +218,31 @@ mod tests {
         assert_eq!(verdict("example.com.", false), "forward");
     }
 
+    #[test]
+    fn hosts_of_external_services_are_ours_where_one_connects_to_them() {
+        for consul in [false, true] {
+            assert_eq!(verdict("api.partner.example.", consul), "external");
+            assert_eq!(verdict("API.Partner.Example.", consul), "external");
+            assert_eq!(verdict("db.", consul), "external");
+            assert_eq!(verdict("partner.example.", consul), "forward");
+            assert_eq!(verdict("x.api.partner.example.", consul), "forward");
+            assert_eq!(verdict("api.partner.example.svc.cluster.local.", consul), "none");
+            assert_eq!(verdict("db.svc.cluster.local.", consul), "forward");
+        }
+        for kind in [RecordType::AAAA, RecordType::ANY, RecordType::HTTPS, RecordType::SVCB] {
+            assert_eq!(asked("api.partner.example.", kind, false), "external", "{kind}");
+        }
+        for kind in [RecordType::MX, RecordType::TXT, RecordType::NS, RecordType::CNAME, RecordType::SRV] {
+            assert_eq!(asked("api.partner.example.", kind, false), "forward", "{kind}");
+        }
+    }
+
     fn reply(kind: RecordType, known: Knowledge<Arc<[IpAddr]>>, ipv6: bool) -> Message {
-        let Verdict::Mesh(question) = judge(&query("Orders.Shop.mesh.", kind), false, &[]) else { panic!() };
+        let Verdict::Mesh(question) =
+            judge(&query("Orders.Shop.mesh.", kind), false, &[], &ExternalHosts::default())
+        else {
+            panic!()
+        };
         assert_eq!(question.host(), "orders.shop.mesh");
         Message::from_vec(&question.reply(known, ipv6).unwrap()).unwrap()
     }
@@ -222,14 +273,14 @@ mod tests {
     fn responses_are_never_answered() {
         let mut bytes = query("orders.shop.mesh.", RecordType::A);
         bytes[2] |= 0x80;
-        assert!(matches!(judge(&bytes, false, &[]), Verdict::Ignore));
-        assert!(matches!(judge(&bytes[..14], false, &[]), Verdict::Ignore));
+        assert!(matches!(judge(&bytes, false, &[], &ExternalHosts::default()), Verdict::Ignore));
+        assert!(matches!(judge(&bytes[..14], false, &[], &ExternalHosts::default()), Verdict::Ignore));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_judged(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            judge(&bytes, false, &[]);
+            judge(&bytes, false, &[], &ExternalHosts::default());
             server_failure(&bytes);
         }
     }

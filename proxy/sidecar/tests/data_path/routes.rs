@@ -232,3 +232,38 @@ async fn an_injected_delay_passes_before_the_application_is_asked() {
     assert!(begun.elapsed() >= std::time::Duration::from_millis(300));
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
+
+#[tokio::test]
+async fn the_authority_chooses_an_external_service_where_one_of_its_endpoints_was_dialled() {
+    let filters = v1::Filters {
+        request_headers: Some(v1::HeaderChange {
+            set: vec![v1::HeaderField { name: "x-set".to_owned(), value: "by the route".to_owned() }],
+            ..v1::HeaderChange::default()
+        }),
+        ..v1::Filters::default()
+    };
+    let wire = route(vec![v1::RouteRule {
+        filters: Some(filters),
+        ..rule(vec![], vec![backend("app.default", 1)])
+    }]);
+    let endpoints = vec![endpoint("dead", nobody(), None), endpoint("one", named("one").await, None)];
+    let service = Service { routes: policies(wire).routes, ..service(Protocol::Http1, endpoints) };
+    let to = async |address, host: &str| {
+        let request = Request::get("/").header("host", host).body(full("")).unwrap();
+        let (head, body) = ask(address, request).await;
+        (head.status.as_u16(), body)
+    };
+    let ca = Ca::new();
+    let context = || ca.context("client", config());
+    let (_client, one) = Sidecar::dialling(context(), service.clone(), "one", "api.partner.example");
+    for host in ["api.partner.example", "API.partner.example:8080"] {
+        assert_eq!(to(one, host).await, (200, format!("one / by the route,{host}")));
+    }
+    for host in ["app.example", "x.api.partner.example"] {
+        assert_eq!(to(one, host).await, (200, format!("one / {host}")), "exactly that endpoint");
+    }
+    // The name means the service, whichever of its addresses somebody has looked up.
+    let (_client, dead) = Sidecar::dialling(context(), service, "dead", "api.partner.example");
+    assert_eq!(to(dead, "api.partner.example").await.0, 200);
+    assert_eq!(to(dead, "app.example").await.0, 503);
+}

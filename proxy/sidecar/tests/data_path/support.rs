@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use outrigger_api::v1;
 use outrigger_certs::{CertificateAuthority, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use outrigger_core::{
+    external::ExternalHosts,
     model::{Endpoint, Health, Port, Protocol, Service},
     resolve::Ranges,
 };
@@ -212,6 +213,21 @@ impl Sidecar {
             address,
             handle,
         )
+    }
+
+    /// A sidecar beside a client, and the address that leads to one endpoint of `SERVICE`, of which `host` is an external host.
+    pub(crate) fn dialling(
+        mut context: Context,
+        service: Service,
+        endpoint: &str,
+        host: &str,
+    ) -> (Self, SocketAddr) {
+        let service = ServiceHandle::new(Arc::new(service));
+        let target = Target { service, port: 80, endpoint: Some(endpoint.into()) };
+        context.directory = Directory::fixed([(Key::Service(SERVICE.into()), target)], Ranges::default());
+        let host = v1::ExternalHost { host: host.to_owned(), service: SERVICE.to_owned() };
+        context.directory.set_external_hosts(ExternalHosts::from_wire(vec![host]).unwrap());
+        Self::unknown(context)
     }
 
     /// A sidecar with listeners for redirected connections, and their addresses: outbound, inbound.

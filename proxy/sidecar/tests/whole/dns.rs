@@ -15,6 +15,7 @@ use hickory_resolver::{
     config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts},
     net::runtime::TokioRuntimeProvider,
 };
+use outrigger_api::{MESH_NAME, type_url, v1};
 use outrigger_proxy::{config::Config, context::Context, dns, run};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -160,4 +161,73 @@ async fn a_name_server_that_is_gone_is_a_failure_not_an_answer() {
         text.contains(&ResponseCode::ServFail.to_string()) || text.to_lowercase().contains("server failure"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn hosts_of_external_services_lead_to_the_mesh_while_they_are_in_the_list() {
+    const HOST: &str = "api.partner.example";
+    let fake = Fake::new().await;
+    let upstream = name_server([192, 0, 2, 1]).await;
+    let tell = |version: &str, hosts: &[(&str, &str)]| {
+        let host = |(host, service): &(&str, &str)| v1::ExternalHost {
+            host: (*host).to_owned(),
+            service: (*service).to_owned(),
+        };
+        let mesh = v1::Mesh { external_hosts: hosts.iter().map(host).collect(), ..fake.mesh() };
+        fake.set(type_url::MESH, MESH_NAME, version, &mesh);
+    };
+    tell("2", &[(HOST, "partner.shop"), ("unheard.example", "unheard.shop"), ("late.example", "late.shop")]);
+    fake.add_service(HOST, "partner.shop", "1", "198.51.100.7");
+    fake.state().absent.insert("late.example".to_owned());
+    fake.start().await;
+    let server = serve(&fake, |config| {
+        config.dns.upstreams = vec![upstream];
+        config.dns.ipv6 = Some(true);
+    })
+    .await;
+    eventually("the mesh is known", || server.ctx.ready.missing() == ["listeners"]).await;
+    let (real, ours): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "253.0.0.9".parse().unwrap());
+    let ours_v6: IpAddr = "fd00:240::9".parse().unwrap();
+    for tcp in [false, true] {
+        let resolver = resolver(server.address, tcp);
+        assert_eq!(ips(&resolver, "api.partner.example.", RecordType::A).await, [ours]);
+        assert_eq!(ips(&resolver, "API.Partner.example.", RecordType::AAAA).await, [ours_v6]);
+        let https = resolver.lookup("api.partner.example.", RecordType::HTTPS).await.unwrap_err();
+        assert!(https.is_no_records_found() && !https.is_nx_domain(), "{https}");
+        assert_eq!(ips(&resolver, "x.api.partner.example.", RecordType::A).await, [real]);
+        // Told of the host before the service is there.
+        assert_eq!(ips(&resolver, "late.example.", RecordType::A).await, [real]);
+        let silent = resolver.lookup("unheard.example.", RecordType::A).await.unwrap_err();
+        assert!(!silent.is_nx_domain() && !silent.is_no_records_found(), "{silent}");
+    }
+
+    // Nothing is forgotten without a controller, and nothing is taken up that does not check out.
+    let resolver = resolver(server.address, false);
+    fake.stop().await;
+    eventually("the stream is down", || {
+        server.ctx.metrics.encode().contains("outrigger_controller_connected 0")
+    })
+    .await;
+    assert_eq!(ips(&resolver, "api.partner.example.", RecordType::A).await, [ours]);
+    tell("3", &[("Not.Lower.example", "partner.shop")]);
+    fake.start().await;
+    eventually("the fault is said", || {
+        let state = fake.state();
+        let mut faults = state.requests.iter().filter_map(|request| request.error_detail.as_ref());
+        faults.any(|fault| fault.message.contains("no DNS name"))
+    })
+    .await;
+    assert_eq!(ips(&resolver, "api.partner.example.", RecordType::A).await, [ours]);
+
+    // The object is deleted: either word comes first.
+    fake.remove(type_url::DESTINATION, HOST);
+    tell("4", &[]);
+    loop {
+        let found = ips(&resolver, "api.partner.example.", RecordType::A).await;
+        if found == [real] {
+            break;
+        }
+        assert_eq!(found, [ours]);
+        tokio::task::yield_now().await;
+    }
 }

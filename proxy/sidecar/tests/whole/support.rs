@@ -101,13 +101,7 @@ impl Fake {
             tasks: Arc::default(),
             identity: "outrigger-controller",
         };
-        let mesh = v1::Mesh {
-            trust_domain: DOMAIN.to_owned(),
-            cidrs: vec!["10.0.0.0/8".to_owned()],
-            virtual_cidrs: vec!["253.0.0.0/8".to_owned()],
-            outbound: v1::mesh::OutboundDefault::Allow.into(),
-        };
-        fake.set(type_url::MESH, MESH_NAME, "1", &mesh);
+        fake.set(type_url::MESH, MESH_NAME, "1", &fake.mesh());
         fake.set(type_url::TRUST_BUNDLE, TRUST_BUNDLE_NAME, "1", &fake.bundle(1, &[]));
         fake.set(
             type_url::INBOUND,
@@ -116,6 +110,18 @@ impl Fake {
             &v1::Inbound { mode: v1::inbound::Mode::Strict.into(), ..Default::default() },
         );
         fake
+    }
+
+    /// What it says of the mesh at first.
+    #[expect(clippy::unused_self, reason = "as `bundle`")]
+    pub(crate) fn mesh(&self) -> v1::Mesh {
+        v1::Mesh {
+            trust_domain: DOMAIN.to_owned(),
+            cidrs: vec!["10.0.0.0/8".to_owned()],
+            virtual_cidrs: vec!["253.0.0.0/8".to_owned()],
+            outbound: v1::mesh::OutboundDefault::Allow.into(),
+            external_hosts: Vec::new(),
+        }
     }
 
     pub(crate) fn impostor(mut self) -> Self {

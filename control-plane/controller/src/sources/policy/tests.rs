@@ -111,6 +111,11 @@ async fn hosts_are_looked_up_again_by_their_ttl_and_keep_their_last_addresses() 
     let back = bench.until(|snapshot| snapshot.faults.is_empty()).await;
     assert_eq!(addresses(&back, "api.shop"), ["192.0.2.5"]);
 
+    bench.answers("api.example.com", &["253.0.0.9"], 60);
+    let looped = bench.until(|snapshot| !snapshot.faults.is_empty()).await;
+    assert!(looped.faults[0].reason.contains("a sidecar answered it"), "{looped:?}");
+    assert_eq!(addresses(&looped, "api.shop"), ["192.0.2.5"], "last good");
+
     bench.resolutions.send_replace(resolution(2, &[]));
     bench.until(|snapshot| snapshot.services.is_empty()).await;
     let asked = bench.asked.lock().unwrap().len();

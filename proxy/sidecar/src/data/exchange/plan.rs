@@ -31,7 +31,7 @@ use crate::data::{
 pub(super) struct Plan {
     /// The rule that took the request, and its backend's place.
     rule: Option<(Arc<Rule>, usize)>,
-    /// The way to the backend, where it is not the service that was dialled.
+    /// The way to where it goes, where that is not what was dialled.
     via: Option<Rc<Route>>,
     /// How it is called; `None`: nobody has a policy.
     pub(super) traffic: Option<Arc<Traffic>>,
@@ -82,7 +82,7 @@ impl Plan {
         self.traffic.as_ref().is_some_and(|traffic| traffic.timeouts.request.is_some())
     }
 
-    /// The way to where the request goes, where a route has chosen it.
+    /// The way to where the request goes, where a route or its authority has chosen it.
     pub(super) fn via(&self) -> Option<&Rc<Route>> {
         self.via.as_ref()
     }
@@ -91,10 +91,19 @@ impl Plan {
 impl Exchange {
     /// Decides what becomes of the request to `route`, and changes its head as its rule says.
     pub(super) fn plan(&mut self, worker: &Worker, route: &Rc<Route>) -> Planned {
-        // An endpoint's own address means exactly that endpoint: nothing of its service holds.
-        if route.is_pinned() {
-            return Planned::Goes;
-        }
+        let chosen;
+        let route = if route.is_pinned() {
+            let authority = self.head.authority();
+            let Some(way) = authority.and_then(|authority| route.chosen_by(authority)) else {
+                // An endpoint's own address means exactly that endpoint: nothing of its service holds.
+                return Planned::Goes;
+            };
+            self.plan.via = Some(way.clone());
+            chosen = way;
+            &chosen
+        } else {
+            route
+        };
         let service = route.target.service.peek();
         let found = service.routes.find(route.target.port, &Seen(&self.head));
         let traffic = match found {
@@ -146,7 +155,9 @@ impl Exchange {
             let text = format!("{} leads to {}:{}: {reason}", rule.name, backend.service, backend.port);
             Refusal::new(Reason::InvalidBackend, text)
         })?;
-        self.plan.via = way;
+        if way.is_some() {
+            self.plan.via = way;
+        }
         self.plan.rule = picked.map(|at| (rule.clone(), at));
         for filters in [Some(&rule.filters), backend.filters.as_deref()].into_iter().flatten() {
             for mirror in &filters.mirrors {
