@@ -15,6 +15,8 @@ const CALLS: u32 = 200;
 /// From then on it is known.
 const KNOWN: Duration = Duration::from_secs(2);
 
+/// The longest that a request waits under [`PATIENCE`], and what it takes to be told so.
+const WAIT: Duration = Duration::from_secs(1);
 /// A caller who waits for less than a second.
 const PATIENCE: &str = "
 apiVersion: outrigger.dev/v1alpha1
@@ -72,7 +74,8 @@ async fn all_down(world: Arc<World>, down: Down) -> anyhow::Result<()> {
     let outcome = load.stop().await?;
     // A request that was under way when its connection broke may end without a reason.
     let during = outcome.between(begun, ended);
-    let known = outcome.between(begun + KNOWN, ended);
+    // What tries an endpoint just before it is back waits as long as it may, and is answered.
+    let known = outcome.between(begun + KNOWN, ended.saturating_sub(WAIT));
     println!("{down:?}: {during}\n  known: {known}\n  back after {back:?}");
     let all = |outcome: &outrigger_e2e::load::Outcome| outcome.quantile_of(1.0, |sample| !sample.ok);
     let explained = |what: &str| what.starts_with("status ") && !what.ends_with("from the application");
