@@ -77,6 +77,7 @@ fn is_authority(text: &str) -> bool {
                 None => return false,
             }
         }
+        // `split_once` sets up a search that costs more than so short a text.
         None => match text.bytes().position(|byte| byte == b':') {
             Some(colon) => (Some(&text[..colon]), Some(&text[colon + 1..])),
             None => (Some(text), None),

@@ -181,7 +181,7 @@ fn is_plain(path: &[u8]) -> bool {
     for byte in path {
         let class = CLASS[usize::from(*byte)];
         // A slash before moves to where the slash or dot after it stands.
-        seen |= (class & (UNFIT | UNFIT_FOR_PATH)) | (before << 1 & class & SLASH_OR_DOT);
+        seen |= (class & UNFIT_FOR_PATH) | (before << 1 & class & SLASH_OR_DOT);
         before = class & SLASH;
     }
     seen == 0

@@ -31,10 +31,6 @@ pub struct Fields {
 /// What RFC 9113, 6.5.2 (and RFC 7541, 4.1) count for a line beside its text.
 pub const LINE_OVERHEAD: usize = 32;
 
-/// What a head begins with, so that a usual one does not grow step by step: lines, and bytes of text.
-const FIRST_LINES: usize = 16;
-const FIRST_TEXT: usize = 512;
-
 impl Fields {
     /// Forgets everything and keeps the memory.
     pub fn clear(&mut self) {
@@ -69,14 +65,14 @@ impl Fields {
     )]
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let start = self.text.len();
-        self.reserve_text(name.len() + value.len());
+        self.text.reserve(name.len() + value.len());
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(value);
         // All parts of what fits fit too: one check for the line, not four.
         u32::try_from(self.text.len()).expect("a head is bounded by its codec");
         let name = Span { start: start as u32, len: name.len() as u32 };
         let value = Span { start: name.start + name.len, len: value.len() as u32 };
-        self.push_line(Line { name, value });
+        self.lines.push(Line { name, value });
     }
 
     /// Puts a line before line `at`.
@@ -143,30 +139,17 @@ impl Fields {
         &mut self.text[start as usize..(start + len) as usize]
     }
 
-    fn reserve_text(&mut self, more: usize) {
-        let first = if self.text.capacity() == 0 { FIRST_TEXT } else { 0 };
-        self.text.reserve(first + more);
-    }
-
-    fn push_line(&mut self, line: Line) {
-        if self.lines.capacity() == 0 {
-            self.lines.reserve(FIRST_LINES);
-        }
-        self.lines.push(line);
-    }
-
     /// Appends text that lines refer to; messages are bounded far below 4 GiB.
     pub(crate) fn store(&mut self, text: &[u8]) -> Span {
         let start = u32::try_from(self.text.len()).expect("a head is bounded by its codec");
         let len = u32::try_from(text.len()).expect("a head is bounded by its codec");
-        self.reserve_text(text.len());
         self.text.extend_from_slice(text);
         Span { start, len }
     }
 
     /// Appends a line whose text is stored already.
     pub(crate) fn push_spans(&mut self, name: Span, value: Span) {
-        self.push_line(Line { name, value });
+        self.lines.push(Line { name, value });
     }
 
     pub(crate) fn text(&self, span: Span) -> &[u8] {

@@ -5,10 +5,7 @@
 use super::{Report, World, references};
 use crate::fault::{Finding, Findings};
 use crate::kind::{Key, Kind};
-use crate::kinds::{
-    BackendObjectReference, BackendRef, DefaultAction, GrpcFilter, HttpFilter, ParentReference,
-    TrafficTargetKind,
-};
+use crate::kinds::{DefaultAction, ParentReference, TrafficTargetKind};
 use crate::object::{Object, Spec};
 
 pub(super) fn check(before: &World<'_>, after: &World<'_>, key: &Key, report: &mut Report<'_>) {
@@ -90,7 +87,10 @@ fn names(object: &Object, key: &Key) -> bool {
         key.kind == Kind::ExternalService && of.unwrap_or(namespace) == key.namespace && name == key.name
     };
     let parent = |parent: &ParentReference| is_service(parent.namespace.as_deref(), &parent.name);
-    let backend = |backend: &BackendObjectReference| is_service(backend.namespace.as_deref(), &backend.name);
+    let sends = || {
+        let backends = references::backends(object);
+        backends.iter().any(|(_, backend)| is_service(backend.namespace.as_deref(), &backend.name))
+    };
     match &object.spec {
         Spec::MeshDefaults(_) | Spec::AccessPolicy(_) | Spec::ExternalService(_) => false,
         Spec::TrafficPolicy(spec) => {
@@ -103,31 +103,7 @@ fn names(object: &Object, key: &Key) -> bool {
             };
             key.kind == kind && key.namespace == namespace && target.name.as_ref() == Some(&key.name)
         }
-        Spec::HttpRoute(route) => {
-            let mirrors = |filters: &[HttpFilter]| {
-                filters
-                    .iter()
-                    .filter_map(|filter| filter.request_mirror.as_ref())
-                    .any(|mirror| backend(&mirror.backend_ref))
-            };
-            let backends = |backends: &[BackendRef<HttpFilter>]| {
-                backends.iter().any(|one| backend(&one.reference()) || mirrors(&one.filters))
-            };
-            route.parent_refs.iter().any(parent)
-                || route.rules.iter().any(|rule| mirrors(&rule.filters) || backends(&rule.backend_refs))
-        }
-        Spec::GrpcRoute(route) => {
-            let mirrors = |filters: &[GrpcFilter]| {
-                filters
-                    .iter()
-                    .filter_map(|filter| filter.request_mirror.as_ref())
-                    .any(|mirror| backend(&mirror.backend_ref))
-            };
-            let backends = |backends: &[BackendRef<GrpcFilter>]| {
-                backends.iter().any(|one| backend(&one.reference()) || mirrors(&one.filters))
-            };
-            route.parent_refs.iter().any(parent)
-                || route.rules.iter().any(|rule| mirrors(&rule.filters) || backends(&rule.backend_refs))
-        }
+        Spec::HttpRoute(route) => route.parent_refs.iter().any(parent) || sends(),
+        Spec::GrpcRoute(route) => route.parent_refs.iter().any(parent) || sends(),
     }
 }

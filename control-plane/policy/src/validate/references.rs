@@ -4,9 +4,9 @@ use super::{Known, Report, World};
 use crate::catalog::{CatalogProtocol, Workload};
 use crate::kind::{Key, Kind};
 use crate::kinds::{
-    AccessMode, AccessPolicy, AccessTargetKind, Action, BackendObjectReference, DefaultAction,
-    ExternalService, GrpcFilter, HttpFilter, MeshDefaults, Mtls, Operation, ParentReference, Source,
-    TrafficPolicy, TrafficTargetKind,
+    AccessMode, AccessPolicy, AccessTargetKind, Action, BackendObjectReference, BackendRef, DefaultAction,
+    ExternalService, GrpcFilter, HttpFilter, MeshDefaults, Mtls, Operation, ParentReference, RequestMirror,
+    Source, TrafficPolicy, TrafficTargetKind,
 };
 use crate::object::{Object, Spec};
 
@@ -17,30 +17,71 @@ pub(super) fn check(world: &World<'_>, object: &Object, report: &mut Report<'_>)
         Spec::TrafficPolicy(spec) => traffic(world, object, spec, report),
         Spec::AccessPolicy(spec) => access(world, namespace, spec, report),
         Spec::ExternalService(spec) => external(world, object, spec, report),
+        Spec::HttpRoute(route) => parents(world, namespace, &route.parent_refs, report),
+        Spec::GrpcRoute(route) => parents(world, namespace, &route.parent_refs, report),
+    }
+    for (at, reference) in backends(object) {
+        backend(world, namespace, &at, &reference, report);
+    }
+}
+
+/// What the rules of a route send requests and copies to, with the path of each reference; nothing of other objects.
+pub(super) fn backends(object: &Object) -> Vec<(String, BackendObjectReference)> {
+    let mut found = Vec::new();
+    match &object.spec {
         Spec::HttpRoute(route) => {
-            parents(world, namespace, &route.parent_refs, report);
             for (number, rule) in route.rules.iter().enumerate() {
-                let at = format!("spec.rules[{number}]");
-                http_mirrors(world, namespace, &at, &rule.filters, report);
-                for (index, backend_ref) in rule.backend_refs.iter().enumerate() {
-                    let at = format!("{at}.backendRefs[{index}]");
-                    backend(world, namespace, &at, &backend_ref.reference(), report);
-                    http_mirrors(world, namespace, &at, &backend_ref.filters, report);
-                }
+                of_rule(number, &rule.filters, &rule.backend_refs, &mut found);
             }
         }
         Spec::GrpcRoute(route) => {
-            parents(world, namespace, &route.parent_refs, report);
             for (number, rule) in route.rules.iter().enumerate() {
-                let at = format!("spec.rules[{number}]");
-                grpc_mirrors(world, namespace, &at, &rule.filters, report);
-                for (index, backend_ref) in rule.backend_refs.iter().enumerate() {
-                    let at = format!("{at}.backendRefs[{index}]");
-                    backend(world, namespace, &at, &backend_ref.reference(), report);
-                    grpc_mirrors(world, namespace, &at, &backend_ref.filters, report);
-                }
+                of_rule(number, &rule.filters, &rule.backend_refs, &mut found);
             }
         }
+        _ => {}
+    }
+    found
+}
+
+fn of_rule<F: Filter>(
+    number: usize,
+    filters: &[F],
+    backends: &[BackendRef<F>],
+    found: &mut Vec<(String, BackendObjectReference)>,
+) {
+    let at = format!("spec.rules[{number}]");
+    mirrors(&at, filters, found);
+    for (index, backend) in backends.iter().enumerate() {
+        let at = format!("{at}.backendRefs[{index}]");
+        found.push((at.clone(), backend.reference()));
+        mirrors(&at, &backend.filters, found);
+    }
+}
+
+fn mirrors<F: Filter>(at: &str, filters: &[F], found: &mut Vec<(String, BackendObjectReference)>) {
+    for (number, filter) in filters.iter().enumerate() {
+        if let Some(mirror) = filter.mirror() {
+            let at = format!("{at}.filters[{number}].requestMirror.backendRef");
+            found.push((at, mirror.backend_ref.clone()));
+        }
+    }
+}
+
+/// A filter of either kind of route.
+trait Filter {
+    fn mirror(&self) -> Option<&RequestMirror>;
+}
+
+impl Filter for HttpFilter {
+    fn mirror(&self) -> Option<&RequestMirror> {
+        self.request_mirror.as_ref()
+    }
+}
+
+impl Filter for GrpcFilter {
+    fn mirror(&self) -> Option<&RequestMirror> {
+        self.request_mirror.as_ref()
     }
 }
 
@@ -156,36 +197,6 @@ fn backend(
                 .warn(format!("{at}.port"), format!("service {service} speaks no HTTP there (protocol TCP)"));
         }
         Ok(_) => {}
-    }
-}
-
-fn http_mirrors(
-    world: &World<'_>,
-    namespace: &str,
-    at: &str,
-    filters: &[HttpFilter],
-    report: &mut Report<'_>,
-) {
-    for (number, filter) in filters.iter().enumerate() {
-        if let Some(mirror) = &filter.request_mirror {
-            let at = format!("{at}.filters[{number}].requestMirror.backendRef");
-            backend(world, namespace, &at, &mirror.backend_ref, report);
-        }
-    }
-}
-
-fn grpc_mirrors(
-    world: &World<'_>,
-    namespace: &str,
-    at: &str,
-    filters: &[GrpcFilter],
-    report: &mut Report<'_>,
-) {
-    for (number, filter) in filters.iter().enumerate() {
-        if let Some(mirror) = &filter.request_mirror {
-            let at = format!("{at}.filters[{number}].requestMirror.backendRef");
-            backend(world, namespace, &at, &mirror.backend_ref, report);
-        }
     }
 }
 

@@ -374,7 +374,8 @@ impl Circuit {
             let slot = now / group.slot;
             let is_success = matches!(signal, Signal::Success(rtt) if !is_slow(rtt));
             self.window.count(slot, is_success);
-            // With a success no share of them becomes too small.
+            // Only a failure ejects. That a success completes the least number of requests, or that older ones have left the window,
+            // is no reason; and a success, as by far the most are, need not sum up the window.
             window_fails = !is_success && group.window_fails(self.window.counts(slot));
         }
         loop {
