@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::sources;
+use crate::{kubernetes, sources};
 
 /// The configuration of `outrigger-controller`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +66,8 @@ pub struct Config {
     pub file: sources::file::Config,
     /// Services from Consul.
     pub consul: sources::consul::Config,
+    /// Services, identities and more from Kubernetes.
+    pub kubernetes: kubernetes::Config,
     /// Where policies are kept.
     pub policies: Policies,
 }
@@ -93,6 +95,7 @@ impl Default for Config {
             ca: Ca::default(),
             file: sources::file::Config::default(),
             consul: sources::consul::Config::default(),
+            kubernetes: kubernetes::Config::default(),
             policies: Policies::default(),
         }
     }

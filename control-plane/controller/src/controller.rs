@@ -53,6 +53,7 @@ pub struct Controller {
     pub metrics_listen: SocketAddr,
     stop: CancellationToken,
     tasks: TaskTracker,
+    store: Arc<Store>,
 }
 
 impl Controller {
@@ -155,13 +156,13 @@ impl Controller {
             admin,
         });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
-        let monitoring = api::monitoring(mesh, store, registry);
+        let monitoring = api::monitoring(mesh, Arc::clone(&store), registry);
         tasks.spawn(until(stop.clone(), ended("monitoring", serve_http(metrics_listener, monitoring))));
         tasks.close();
 
         let (listen, api_listen, metrics_listen) = addresses;
         tracing::info!(%listen, %api_listen, %metrics_listen, trust_domain = config.trust_domain, "the controller serves");
-        Ok(Self { listen, api_listen, metrics_listen, stop: guard.disarm(), tasks })
+        Ok(Self { listen, api_listen, metrics_listen, stop: guard.disarm(), tasks, store })
     }
 
     /// Ends every stream, waits for it briefly, and makes durable what was submitted.
@@ -170,6 +171,9 @@ impl Controller {
         if tokio::time::timeout(STOP_GRACE, self.tasks.wait()).await.is_err() {
             tracing::debug!("some connections did not end in time");
         }
+        // Not on a thread that serves: it waits for the disk.
+        let store = self.store;
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
 }
 

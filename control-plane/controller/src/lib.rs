@@ -19,6 +19,7 @@ mod claims;
 mod compile;
 pub mod config;
 pub mod controller;
+pub mod kubernetes;
 mod mesh;
 mod metrics;
 mod policies;

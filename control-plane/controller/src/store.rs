@@ -234,13 +234,13 @@ impl Shared {
     }
 }
 
-/// The open store. Dropping it waits for what was submitted, unless the disk fails.
+/// The open store. Closing it waits for what was submitted, unless the disk fails.
 pub(crate) struct Store {
     shared: Arc<Shared>,
     committed: watch::Receiver<u64>,
     writable: Gauge,
     patience: Duration,
-    writer: Option<JoinHandle<()>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
@@ -280,7 +280,7 @@ impl Store {
                 path: path.to_owned(),
                 reason: format!("cannot start its thread: {error}"),
             })?;
-        Ok(Self { shared, committed, writable, patience, writer: Some(writer) })
+        Ok(Self { shared, committed, writable, patience, writer: Mutex::new(Some(writer)) })
     }
 
     /// Every record of a table.
@@ -318,9 +318,9 @@ impl Store {
         let mut state = self.shared.state();
         let deletions = changes.iter().all(|change| change.value.is_none());
         let room = if deletions { 2 * WAITING } else { WAITING };
-        let refused = state.waiting.len() + changes.len() > room;
+        let refused = state.closed || state.waiting.len() + changes.len() > room;
         let number = if refused {
-            if !std::mem::replace(&mut state.full, true) {
+            if !state.closed && !std::mem::replace(&mut state.full, true) {
                 tracing::error!(
                     waiting = state.waiting.len(),
                     "too much waits for the store's disk: changes live in memory only until it takes some"
@@ -336,6 +336,19 @@ impl Store {
             Some(state.submitted)
         };
         Receipt { number, committed: self.committed.clone(), patience: self.patience }
+    }
+
+    /// Makes durable what was submitted, takes nothing more, and lets go of the file, whoever else still holds the store: a
+    /// connection that outlives its controller must not keep the next one from starting. Blocks.
+    pub(crate) fn close(&self) {
+        self.shared.state().closed = true;
+        self.shared.changed.notify_all();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            // The thread cannot panic in a way that matters here: redb recovers to the last commit.
+            let _ = writer.join();
+        }
+        *self.shared.database.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What is wrong with the disk, if it takes no changes now.
@@ -362,12 +375,7 @@ impl fmt::Debug for Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.shared.state().closed = true;
-        self.shared.changed.notify_all();
-        if let Some(writer) = self.writer.take() {
-            // The thread cannot panic in a way that matters here: redb recovers to the last commit.
-            let _ = writer.join();
-        }
+        self.close();
     }
 }
 
