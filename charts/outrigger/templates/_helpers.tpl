@@ -32,7 +32,7 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 
-{{- /* The metadata of an object: takes (dict "root" $ "component" "controller" "name" "x"), with "annotations" beside them
+{{- /* The metadata of an object: takes (dict "root" $ "component" "controller" "name" "x"), with "labels" and "annotations"
        where it has some of its own, and "cluster" true where it has no namespace. */ -}}
 {{- define "outrigger.metadata" -}}
 name: {{ .name }}
@@ -41,6 +41,9 @@ namespace: {{ .root.Release.Namespace }}
 {{- end }}
 labels:
   {{- include "outrigger.labels" . | nindent 2 }}
+  {{- with .labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -173,7 +176,11 @@ spec:
 {{- /* The configuration of the controller and of the injector: one file for both roles. */ -}}
 {{- define "outrigger.config" -}}
 {{- $any := .Values.ipv6 | ternary "[::]" "0.0.0.0" -}}
-{{- $consul := dict "addresses" .Values.consul.addresses "datacenters" .Values.consul.datacenters "domain" .Values.consul.domain -}}
+{{- $consul := dict
+  "addresses" .Values.consul.addresses
+  "datacenters" .Values.consul.datacenters
+  "default_namespace" .Values.consul.defaultNamespace
+  "domain" .Values.consul.domain -}}
 {{- if .Values.consul.tokenSecret.name }}{{ $_ := set $consul "token_file" "/var/run/secrets/outrigger/consul-token/token" }}{{ end -}}
 {{- if .Values.consul.caSecret.name }}{{ $_ := set $consul "ca_file" "/var/run/secrets/outrigger/consul-ca/ca.crt" }}{{ end -}}
 {{- /* An amount may be written as a number, as everywhere in Kubernetes; the injector takes its text. */ -}}
