@@ -131,8 +131,8 @@ pub(crate) struct Next {
 pub(crate) type Heard = (Option<http::HeaderValue>, Bytes);
 
 impl Next {
-    pub(crate) fn new(address: impl ToString) -> Self {
-        Self { address: address.to_string(), idle: Mutex::new(Vec::new()) }
+    pub(crate) fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into(), idle: Mutex::new(Vec::new()) }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<(StatusCode, Heard)> {

@@ -78,7 +78,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Sends `rate` requests a second to `target`.
-    pub(super) fn start(target: impl ToString, rate: u32) -> Self {
+    pub(super) fn start(target: impl Into<String>, rate: u32) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let counted = tally.clone();
         let client = Arc::new(Next::new(target));
@@ -132,5 +132,24 @@ async fn send(client: &Next) -> Result<String, String> {
         }),
         Ok(Err(error)) => Err(format!("{error:#}")),
         Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_failed_and_what_was_heard() {
+        let mut tally = Tally { sent: 100, ..Tally::default() };
+        assert_eq!(tally.to_string(), "100 requests, 0 failed");
+        tally.answer = "web-1 <- orders-2 <- payments-1".to_owned();
+        assert_eq!(tally.to_string(), "100 requests, 0 failed; web-1 <- orders-2 <- payments-1");
+        tally.failed = 7;
+        tally.kinds.insert("403 Forbidden, access_denied".to_owned(), 7);
+        assert_eq!(
+            tally.to_string(),
+            "100 requests, 7 failed; 7 x 403 Forbidden, access_denied; web-1 <- orders-2 <- payments-1"
+        );
     }
 }
