@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod certificates;
+pub mod cni;
 pub mod config;
 pub mod context;
 pub mod control_metrics;
