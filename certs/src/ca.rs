@@ -324,7 +324,10 @@ fn elapsed(from: SystemTime, to: SystemTime) -> Duration {
     to.duration_since(from).unwrap_or_default()
 }
 
-pub(crate) fn params(not_before: SystemTime, not_after: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+pub(crate) fn params(
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Result<CertificateParams, rcgen::Error> {
     let mut serial = [0; SERIAL_BYTES];
     aws_lc_rs::rand::fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
     let mut params = CertificateParams::default();
@@ -361,11 +364,8 @@ fn generate(trust_domain: &TrustDomain) -> Result<(Material, Zeroizing<String>),
     let root_issuer = rcgen::Issuer::from_params(&root_params, &*root_key);
     let key = Zeroizing::new(rcgen::KeyPair::generate()?);
     let issuer = ca_params("Outrigger issuing CA", trust_domain, 0, now)?.signed_by(&*key, &root_issuer)?;
-    let made = Material {
-        certificates: issuer.pem(),
-        key: Zeroizing::new(key.serialize_pem()),
-        roots: root.pem(),
-    };
+    let made =
+        Material { certificates: issuer.pem(), key: Zeroizing::new(key.serialize_pem()), roots: root.pem() };
     Ok((made, Zeroizing::new(root_key.serialize_pem())))
 }
 

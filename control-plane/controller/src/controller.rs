@@ -66,10 +66,8 @@ impl Controller {
         make_data_dir(data_dir)
             .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
         let store = Arc::new(Store::open(&data_dir.join("controller.redb"))?);
-        let kubernetes = match config.kubernetes.enabled {
-            true => Some(config.kubernetes.client().await?),
-            false => None,
-        };
+        let kubernetes =
+            if config.kubernetes.enabled { Some(config.kubernetes.client().await?) } else { None };
         let (issuer, in_cluster) = authority::open(config, &store, kubernetes.as_ref()).await?;
         let ca = Arc::clone(&issuer.borrow());
         let identity = config.identity()?;
@@ -199,8 +197,7 @@ fn lead(
     tasks: &TaskTracker,
 ) {
     let leader = metrics.leader.clone();
-    let leadership =
-        leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
+    let leadership = leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
     let (roots, of) = (ca.bundle().to_pem(), namespace.to_owned());
     let keep_bundles = {
         let client = client.clone();

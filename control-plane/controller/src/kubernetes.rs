@@ -68,7 +68,11 @@ impl Trouble {
 }
 
 /// What happens to the objects of a kind, for ever: errors are said and retried here.
-pub(crate) fn watch<K>(api: Api<K>, of: watcher::Config, what: &'static str) -> impl Stream<Item = Event<K>> + Send
+pub(crate) fn watch<K>(
+    api: Api<K>,
+    of: watcher::Config,
+    what: &'static str,
+) -> impl Stream<Item = Event<K>> + Send
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -76,14 +80,18 @@ where
 }
 
 /// One object whenever it changes, `None` when it has gone. It is watched by its name: least privilege grants no more.
-pub(crate) fn watch_one<K>(api: Api<K>, name: &str, what: &'static str) -> impl Stream<Item = Option<K>> + Send + use<K>
+pub(crate) fn watch_one<K>(
+    api: Api<K>,
+    name: &str,
+    what: &'static str,
+) -> impl Stream<Item = Option<K>> + Send + use<K>
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     without_errors(watcher::watch_object(api, name).default_backoff(), what)
 }
 
-fn without_errors<T>(
+fn without_errors<T: Send>(
     seen: impl Stream<Item = watcher::Result<T>> + Send,
     what: &'static str,
 ) -> impl Stream<Item = T> + Send {
@@ -93,7 +101,8 @@ fn without_errors<T>(
             Ok(_) => trouble.over(),
             Err(error) => trouble.is(error),
         }
-        std::future::ready(seen.ok())
+        let seen = seen.ok();
+        async move { seen }
     })
 }
 

@@ -155,7 +155,9 @@ impl Authority {
             ));
         }
         metrics.issuer_expiry.set(unix(ca.not_after()));
-        tracing::info!("the CA's Secret has a new issuing certificate under the same roots; it signs from now on");
+        tracing::info!(
+            "the CA's Secret has a new issuing certificate under the same roots; it signs from now on"
+        );
         self.current.send_replace(Arc::new(ca));
         (self.material, self.is_ours) = (material, is_ours);
         Ok(())
@@ -163,9 +165,12 @@ impl Authority {
 
     /// Makes the Secret again with what was in it. Somebody who brought it does so himself.
     async fn put_back(&self) {
+        if !self.is_ours {
+            return;
+        }
         let mut trouble = Trouble::new("put the CA's Secret back");
         let mut failures = 0;
-        while self.is_ours {
+        loop {
             let put = timeout(PATIENCE, create(&self.client, &self.namespace, &self.material)).await;
             match put {
                 Ok(Ok(made)) => {
@@ -196,7 +201,9 @@ async fn find_or_make(
     let remembered = maps.get_opt(bundles::NAME).await?;
     let Some(secret) = secrets.get_opt(SECRET).await? else {
         if is_brought {
-            return Err(Missing::Yet(format!("the Secret {namespace}/{SECRET}, which is to be brought, is not there")));
+            return Err(Missing::Yet(format!(
+                "the Secret {namespace}/{SECRET}, which is to be brought, is not there"
+            )));
         }
         if remembered.is_some() {
             return Err(Missing::Broken(format!(
@@ -207,7 +214,8 @@ async fn find_or_make(
                 map = bundles::NAME,
             )));
         }
-        let made = CertificateAuthority::generate(trust_domain).map_err(|error| Missing::Broken(error.to_string()))?;
+        let made = CertificateAuthority::generate(trust_domain)
+            .map_err(|error| Missing::Broken(error.to_string()))?;
         if create(client, namespace, &made).await? {
             tracing::info!("the mesh's CA is made, in the Secret {namespace}/{SECRET}");
         }

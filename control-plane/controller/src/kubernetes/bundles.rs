@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, select};
 use futures_util::StreamExt;
+use futures_util::stream::{FuturesUnordered, select};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher::{self, Event};
@@ -50,12 +50,19 @@ pub(crate) async fn keep(client: Client, mesh_namespace: String, roots: String) 
     let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
     let pods: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
     let maps: Api<ConfigMap> = Api::all(client.clone());
-    let namespaces = watch(namespaces, watcher::Config::default(), "watch the namespaces").map(Seen::Namespace);
-    let pods = watch(pods, watcher::Config::default().labels(INJECTED), "watch the injected pods").map(Seen::Pod);
-    let maps = watch(maps, watcher::Config::default().fields(&format!("metadata.name={NAME}")), "watch the trust bundles' ConfigMaps").map(Seen::Map);
+    let namespaces =
+        watch(namespaces, watcher::Config::default(), "watch the namespaces").map(Seen::Namespace);
+    let pods =
+        watch(pods, watcher::Config::default().labels(INJECTED), "watch the injected pods").map(Seen::Pod);
+    let maps = watch(
+        maps,
+        watcher::Config::default().fields(&format!("metadata.name={NAME}")),
+        "watch the trust bundles' ConfigMaps",
+    )
+    .map(Seen::Map);
     let mut seen = pin!(select(namespaces, select(pods, maps)));
 
-    let mut view = View::new(mesh_namespace, roots);
+    let mut view = View::new(mesh_namespace, roots.clone());
     let mut queue = Queue::default();
     let mut running = FuturesUnordered::new();
     let mut compare = interval(COMPARE);
@@ -69,7 +76,7 @@ pub(crate) async fn keep(client: Client, mesh_namespace: String, roots: String) 
                 queue.failures.remove(&namespace);
             } else {
                 queue.busy.insert(namespace.clone());
-                running.push(act(&client, namespace, action, &view.roots));
+                running.push(act(&client, namespace, action, &roots));
             }
         }
         let next = queue.next().filter(|_| running.len() < AT_ONCE);
@@ -110,13 +117,21 @@ pub(crate) async fn apply(client: &Client, namespace: &str, roots: &str) -> kube
     maps.patch(NAME, &PatchParams::apply(CONTROLLER).force(), &Patch::Apply(&map)).await.map(drop)
 }
 
-async fn act(client: &Client, namespace: String, action: Action, roots: &str) -> (String, anyhow::Result<()>) {
+async fn act(
+    client: &Client,
+    namespace: String,
+    action: Action,
+    roots: &str,
+) -> (String, anyhow::Result<()>) {
     let acting = async {
         match action {
             Action::Nothing => {}
             Action::Apply { foreign } => {
                 if foreign {
-                    tracing::warn!(namespace, "somebody else's ConfigMap {NAME} is overwritten: the name is the mesh's");
+                    tracing::warn!(
+                        namespace,
+                        "somebody else's ConfigMap {NAME} is overwritten: the name is the mesh's"
+                    );
                 }
                 apply(client, &namespace, roots).await?;
                 tracing::info!(namespace, "the trust bundle is in the ConfigMap {NAME}");
@@ -158,9 +173,13 @@ enum Seen {
 enum Action {
     Nothing,
     /// Write the ConfigMap; `foreign`: over somebody else's.
-    Apply { foreign: bool },
+    Apply {
+        foreign: bool,
+    },
     /// Remove the ConfigMap of this version.
-    Remove { version: String },
+    Remove {
+        version: String,
+    },
 }
 
 /// A ConfigMap as it was last seen.
@@ -210,7 +229,8 @@ impl View {
         }
         // In one that is being deleted nothing can be made, and everything is removed.
         let Some(labelled) = self.namespaces.of(namespace).next() else { return Action::Nothing };
-        let wanted = *labelled || namespace == self.mesh_namespace || self.pods.of(namespace).next().is_some();
+        let wanted =
+            *labelled || namespace == self.mesh_namespace || self.pods.of(namespace).next().is_some();
         match self.maps.of(namespace).next() {
             None if wanted => Action::Apply { foreign: false },
             Some(found) if wanted && !found.current => Action::Apply { foreign: !found.ours },
@@ -297,7 +317,9 @@ impl Changed {
         match self {
             Self::Nothing => {}
             Self::One(namespace) => queue.mark(namespace),
-            Self::All => view.namespaces.objects.keys().for_each(|(namespace, _)| queue.mark(namespace.clone())),
+            Self::All => {
+                view.namespaces.objects.keys().for_each(|(namespace, _)| queue.mark(namespace.clone()))
+            }
         }
     }
 }

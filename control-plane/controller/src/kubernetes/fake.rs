@@ -76,9 +76,13 @@ impl Cluster {
 
     /// Writes an object as somebody else would.
     pub(crate) fn put(&self, resource: &str, mut object: Value) {
-        let text = |object: &Value, field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-        let id =
-            Id { resource: resource.to_owned(), namespace: text(&object, "namespace"), name: text(&object, "name") };
+        let text =
+            |object: &Value, field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let id = Id {
+            resource: resource.to_owned(),
+            namespace: text(&object, "namespace"),
+            name: text(&object, "name"),
+        };
         object["metadata"]["resourceVersion"] = Value::Null;
         self.store(&mut self.lock(), id, object);
     }
@@ -151,7 +155,9 @@ impl Cluster {
             let name = if id.name.is_empty() { body["metadata"]["name"].as_str() } else { Some(&*id.name) };
             state.writes.push(format!("{} {}/{}", parts.method, id.resource, name.unwrap_or_default()));
         }
-        let claimed = body["metadata"]["resourceVersion"].as_str().or(body["preconditions"]["resourceVersion"].as_str());
+        let claimed = body["metadata"]["resourceVersion"]
+            .as_str()
+            .or(body["preconditions"]["resourceVersion"].as_str());
         if let (Some(known), Some(claimed)) = (&known, claimed)
             && known["metadata"]["resourceVersion"] != claimed
         {
@@ -186,9 +192,23 @@ impl Cluster {
 
     fn list(&self, of: &Id, selector: &Selector) -> Reply {
         let state = self.lock();
-        let items: Vec<_> =
-            state.objects.iter().filter(|(id, object)| selector.takes(of, id, object)).map(|(_, object)| object).collect();
-        reply(&json!({ "metadata": { "resourceVersion": self.version.borrow().to_string() }, "items": items }))
+        let items: Vec<_> = state
+            .objects
+            .iter()
+            .filter(|(id, object)| selector.takes(of, id, object))
+            .map(|(_, object)| object)
+            .collect();
+        reply(
+            &json!({ "metadata": { "resourceVersion": self.version.borrow().to_string() }, "items": items }),
+        )
+    }
+
+    /// The first event after a version, as a watch sends it.
+    fn after(&self, since: u64, of: &Id, selector: &Selector) -> Option<(u64, Bytes)> {
+        let state = self.lock();
+        let takes =
+            |(at, id, event): &&(u64, Id, Value)| *at > since && selector.takes(of, id, &event["object"]);
+        state.log.iter().find(takes).map(|(at, _, event)| (*at, Bytes::from(format!("{event}\n"))))
     }
 
     fn watch(&self, of: Id, selector: Selector) -> Reply {
@@ -197,13 +217,9 @@ impl Cluster {
             let (cluster, of, selector) = (cluster.clone(), of.clone(), selector.clone());
             async move {
                 loop {
-                    let state = cluster.lock();
-                    let news = state.log.iter().find(|(at, id, event)| *at > since && selector.takes(&of, id, &event["object"]));
-                    if let Some((at, _, event)) = news {
-                        let line = Bytes::from(format!("{event}\n"));
-                        return Some((Ok::<_, Infallible>(Frame::data(line)), (*at, version)));
+                    if let Some((at, line)) = cluster.after(since, &of, &selector) {
+                        return Some((Ok::<_, Infallible>(Frame::data(line)), (at, version)));
                     }
-                    drop(state);
                     version.changed().await.ok()?;
                 }
             }
@@ -232,7 +248,8 @@ impl Selector {
                 "resourceVersion" => selector.since = value.parse().unwrap_or_default(),
                 "fieldSelector" => selector.name = value.strip_prefix("metadata.name=").map(str::to_owned),
                 "labelSelector" => {
-                    selector.label = value.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+                    selector.label =
+                        value.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
                 }
                 _ => {}
             }
@@ -268,7 +285,9 @@ fn merge(object: &mut Value, patch: &Value) {
                 merge(object.entry(key.clone()).or_insert(Value::Null), value);
             }
         }
-        (Value::Array(items), Value::Array(patches)) if patches.iter().all(|patch| patch["name"].is_string()) => {
+        (Value::Array(items), Value::Array(patches))
+            if patches.iter().all(|patch| patch["name"].is_string()) =>
+        {
             for patch in patches {
                 match items.iter_mut().find(|item| item["name"] == patch["name"]) {
                     Some(item) => merge(item, patch),

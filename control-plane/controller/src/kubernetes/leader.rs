@@ -87,8 +87,16 @@ pub(crate) fn start(
     working.close();
     let leases = Api::namespaced(client, namespace);
     let trouble = Trouble::new("take part in the election of the leader");
-    let mut elector =
-        Elector { leases, me, seen: None, held: None, leads: sender, leader, working: working.clone(), trouble };
+    let mut elector = Elector {
+        leases,
+        me,
+        seen: None,
+        held: None,
+        leads: sender,
+        leader,
+        working: working.clone(),
+        trouble,
+    };
     tasks.spawn(async move {
         stop.run_until_cancelled(elector.elect()).await;
         elector.resign().await;
@@ -217,11 +225,13 @@ impl Elector {
             renew_time: now(),
             ..spec
         });
-        let writing = self.leases.replace(CONTROLLER, &PostParams::default(), &lease);
-        match timeout(RELEASE, writing).await {
+        let write = PostParams::default();
+        match timeout(RELEASE, self.leases.replace(CONTROLLER, &write, &lease)).await {
             Ok(Ok(_)) => tracing::info!(me = self.me, "the leadership is given up"),
             Ok(Err(error)) => tracing::warn!(%error, "cannot give the leadership up; it ends by itself"),
-            Err(_) => tracing::warn!("cannot give the leadership up: the API server does not answer; it ends by itself"),
+            Err(_) => tracing::warn!(
+                "cannot give the leadership up: the API server does not answer; it ends by itself"
+            ),
         }
     }
 }

@@ -16,7 +16,9 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::select;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -107,7 +109,8 @@ impl Upkeep {
 
     /// Puts right what is not, as of `now`; returns when the certificate is due for renewal.
     async fn look(&self, now: SystemTime) -> anyhow::Result<SystemTime> {
-        let held = self.secrets.get_opt(SECRET).await.with_context(|| format!("cannot read the Secret {SECRET}"))?;
+        let held =
+            self.secrets.get_opt(SECRET).await.with_context(|| format!("cannot read the Secret {SECRET}"))?;
         let serving = held.as_ref().and_then(serving);
         let previous = match serving.as_ref().map(|serving| (serving, serving.renew_at(&self.names, now))) {
             Some((serving, Ok(renewal))) if renewal > now => {
@@ -163,7 +166,9 @@ impl Upkeep {
                 labels: Some([(MANAGED_BY.to_owned(), CONTROLLER.to_owned())].into()),
                 ..ObjectMeta::default()
             },
-            type_: held.as_ref().map_or_else(|| Some("kubernetes.io/tls".to_owned()), |held| held.type_.clone()),
+            type_: held
+                .as_ref()
+                .map_or_else(|| Some("kubernetes.io/tls".to_owned()), |held| held.type_.clone()),
             data: Some(data.map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).into()),
             ..Secret::default()
         };
@@ -178,7 +183,11 @@ impl Upkeep {
 fn serving(secret: &Secret) -> Option<Serving> {
     let data = secret.data.as_ref()?;
     let text = |key| std::str::from_utf8(&data.get(key)?.0).ok().map(str::to_owned);
-    Some(Serving { certificate: text("tls.crt")?, key: Zeroizing::new(text("tls.key")?), roots: text("ca.crt")? })
+    Some(Serving {
+        certificate: text("tls.crt")?,
+        key: Zeroizing::new(text("tls.key")?),
+        roots: text("ca.crt")?,
+    })
 }
 
 fn unreadable(name: &str) -> String {
@@ -212,7 +221,8 @@ fn patch(configuration: &Value, roots: &str) -> Option<Value> {
         .map(|webhook| json!({ "name": webhook["name"], "clientConfig": { "caBundle": bundle } }))
         .collect();
     let version = &configuration["metadata"]["resourceVersion"];
-    (!webhooks.is_empty()).then(|| json!({ "metadata": { "resourceVersion": version }, "webhooks": webhooks }))
+    (!webhooks.is_empty())
+        .then(|| json!({ "metadata": { "resourceVersion": version }, "webhooks": webhooks }))
 }
 
 #[cfg(test)]

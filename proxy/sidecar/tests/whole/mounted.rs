@@ -58,7 +58,8 @@ fn other_roots(fake: &Fake) -> String {
 /// Attempts to get a certificate that failed.
 fn failures(ctx: &Context) -> u64 {
     let text = ctx.metrics.encode();
-    let line = text.lines().find(|line| line.starts_with("outrigger_certificate_signs_total{outcome=\"failed\"}"));
+    let line =
+        text.lines().find(|line| line.starts_with("outrigger_certificate_signs_total{outcome=\"failed\"}"));
     line.map_or(0, |line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
 }
 
@@ -91,9 +92,12 @@ async fn a_file_that_is_half_written_or_gone_changes_nothing() {
     volume.publish(TOKEN, &roots);
     let ctx = volume.sidecar(&fake);
     let good = ctx.credentials.bundle();
-    for (token, bundle) in
-        [("", ""), (TOKEN, &roots[..roots.len() / 2]), ("\n", "\u{0}\u{0}"), (&*"x".repeat(1024 * 1024), "nonsense")]
-    {
+    for (token, bundle) in [
+        ("", ""),
+        (TOKEN, &roots[..roots.len() / 2]),
+        ("\n", "\u{0}\u{0}"),
+        (&*"x".repeat(1024 * 1024), "nonsense"),
+    ] {
         volume.publish(token, bundle);
         let tried = failures(&ctx);
         eventually("attempts", || failures(&ctx) > tried + 1).await;

@@ -141,7 +141,11 @@ async fn while_it_runs_a_renewed_issuer_is_taken_and_another_root_is_not() {
     let next = renewed(&under, &root);
     put(&cluster, &next);
     issuer.changed().await.unwrap();
-    assert!(issuer.borrow_and_update().is_trusted_by(&TrustBundle::from_pem(domain(), root.as_bytes(), 0).unwrap()));
+    assert!(
+        issuer
+            .borrow_and_update()
+            .is_trusted_by(&TrustBundle::from_pem(domain(), root.as_bytes(), 0).unwrap())
+    );
 
     put(&cluster, &CertificateAuthority::generate(&domain()).unwrap());
     says(0).await;

@@ -22,7 +22,8 @@ fn map(cluster: &Cluster, namespace: &str) -> Option<Value> {
 }
 
 fn is_current(cluster: &Cluster, namespace: &str) -> bool {
-    map(cluster, namespace).is_some_and(|map| map["data"][KEY] == ROOTS && map["metadata"]["labels"][MANAGED_BY] == CONTROLLER)
+    map(cluster, namespace)
+        .is_some_and(|map| map["data"][KEY] == ROOTS && map["metadata"]["labels"][MANAGED_BY] == CONTROLLER)
 }
 
 fn start(cluster: &Cluster) -> tokio::sync::watch::Sender<Way> {
@@ -39,7 +40,9 @@ async fn they_follow_labels_and_pods() {
     namespace(&cluster, "plain", None);
     namespace(&cluster, "out", Some("disabled"));
     start(&cluster);
-    cluster.until("the first two", |cluster| is_current(cluster, "mesh") && is_current(cluster, "shop")).await;
+    cluster
+        .until("the first two", |cluster| is_current(cluster, "mesh") && is_current(cluster, "shop"))
+        .await;
 
     let since = Instant::now();
     namespace(&cluster, "out", Some("enabled"));

@@ -96,7 +96,8 @@ async fn clocks_of_others_do_not_count() {
     for time in ["2001-01-01T00:00:00.000000Z", "2099-01-01T00:00:00.000000Z"] {
         let cluster = Cluster::new();
         let spec = json!({ "holderIdentity": "lost", "leaseDurationSeconds": 15, "renewTime": time });
-        cluster.put("leases", json!({ "metadata": { "name": CONTROLLER, "namespace": "mesh" }, "spec": spec }));
+        cluster
+            .put("leases", json!({ "metadata": { "name": CONTROLLER, "namespace": "mesh" }, "spec": spec }));
         let replica = Replica::start(&cluster, "next");
         let waited = replica.until(true).await;
         assert!(waited >= Duration::from_secs(15) && waited <= Duration::from_secs(15) + RETRY, "{waited:?}");
@@ -178,7 +179,7 @@ async fn work_ends_with_the_leadership_and_begins_with_the_next() {
 /// Three replicas whose ways to the API server fail at random, by themselves and all at once.
 #[tokio::test(start_paused = true)]
 async fn never_do_two_lead() {
-    for seed in 0..40 {
+    for seed in 0..20 {
         let mut random = fastrand::Rng::with_seed(seed);
         let cluster = Cluster::new();
         let replicas = ["a", "b", "c"].map(|me| Replica::start(&cluster, me));
@@ -186,7 +187,9 @@ async fn never_do_two_lead() {
         for _ in 0..60 {
             for replica in &replicas {
                 if random.u8(..4) == 0 {
-                    replica.way.send_replace([Way::Open, Way::Open, Way::Down, Way::Silent][random.usize(..4)]);
+                    replica
+                        .way
+                        .send_replace([Way::Open, Way::Open, Way::Down, Way::Silent][random.usize(..4)]);
                 }
             }
             let end = Instant::now() + Duration::from_millis(random.u64(100..20_000));
@@ -194,9 +197,10 @@ async fn never_do_two_lead() {
                 let leaders = replicas.iter().filter(|replica| replica.leads()).count();
                 assert!(leaders <= 1, "seed {seed}");
                 led += leaders;
-                sleep(Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(100)).await;
             }
         }
+        replicas.iter().for_each(|replica| replica.stop.cancel());
         assert!(led > 0, "seed {seed}: nobody ever led");
     }
 }

@@ -139,7 +139,9 @@ async fn a_secret_that_is_lost_or_broken_is_made_anew_beside_what_still_serves()
         let new = held(&cluster);
         new.renew_at(&upkeep.names, now).unwrap();
         let trusted = bundles(&cluster, "mutatingwebhookconfigurations", INJECTOR).remove(0);
-        Serving { roots: trusted, ..old }.renew_at(&upkeep.names, now).unwrap_or_else(|error| panic!("{damage}: {error}"));
+        Serving { roots: trusted, ..old }
+            .renew_at(&upkeep.names, now)
+            .unwrap_or_else(|error| panic!("{damage}: {error}"));
     }
 }
 
