@@ -87,8 +87,12 @@ pub(crate) async fn keep(client: Client, mesh_namespace: String, roots: String) 
                 None => return,
             },
             Some((namespace, done)) = running.next() => match done {
-                Ok(()) => {
+                Ok(written) => {
                     trouble.over();
+                    // The watch will say so too, but perhaps later.
+                    if let Some(map) = written {
+                        view.see(Seen::Map(Event::Apply(map)));
+                    }
                     queue.done(namespace);
                 }
                 Err(error) => {
@@ -102,8 +106,8 @@ pub(crate) async fn keep(client: Client, mesh_namespace: String, roots: String) 
     }
 }
 
-/// Writes the ConfigMap of a namespace: whole, whatever is there.
-pub(crate) async fn apply(client: &Client, namespace: &str, roots: &str) -> kube::Result<()> {
+/// Writes the ConfigMap of a namespace, whatever is there; returns it.
+pub(crate) async fn apply(client: &Client, namespace: &str, roots: &str) -> kube::Result<ConfigMap> {
     let map = ConfigMap {
         metadata: ObjectMeta {
             name: Some(NAME.to_owned()),
@@ -114,7 +118,7 @@ pub(crate) async fn apply(client: &Client, namespace: &str, roots: &str) -> kube
         ..ConfigMap::default()
     };
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    maps.patch(NAME, &PatchParams::apply(CONTROLLER).force(), &Patch::Apply(&map)).await.map(drop)
+    maps.patch(NAME, &PatchParams::apply(CONTROLLER).force(), &Patch::Apply(&map)).await
 }
 
 async fn act(
@@ -122,10 +126,10 @@ async fn act(
     namespace: String,
     action: Action,
     roots: &str,
-) -> (String, anyhow::Result<()>) {
+) -> (String, anyhow::Result<Option<ConfigMap>>) {
     let acting = async {
         match action {
-            Action::Nothing => {}
+            Action::Nothing => Ok(None),
             Action::Apply { foreign } => {
                 if foreign {
                     tracing::warn!(
@@ -133,12 +137,15 @@ async fn act(
                         "somebody else's ConfigMap {NAME} is overwritten: the name is the mesh's"
                     );
                 }
-                apply(client, &namespace, roots).await?;
+                let written = apply(client, &namespace, roots).await?;
                 tracing::info!(namespace, "the trust bundle is in the ConfigMap {NAME}");
+                Ok(Some(written))
             }
-            Action::Remove { version } => remove(client, &namespace, version).await?,
+            Action::Remove { version } => {
+                remove(client, &namespace, version).await?;
+                Ok(None)
+            }
         }
-        Ok(())
     };
     let acted = timeout(PATIENCE, acting).await;
     let acted = acted.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server did not answer in time")));
@@ -318,7 +325,9 @@ impl Changed {
             Self::Nothing => {}
             Self::One(namespace) => queue.mark(namespace),
             Self::All => {
-                view.namespaces.objects.keys().for_each(|(namespace, _)| queue.mark(namespace.clone()))
+                for (namespace, _) in view.namespaces.objects.keys() {
+                    queue.mark(namespace.clone());
+                }
             }
         }
     }

@@ -167,9 +167,10 @@ impl Cluster {
             (&Method::POST, _) => {
                 let name = body["metadata"]["name"].as_str().unwrap().to_owned();
                 let id = Id { name, ..id };
-                match state.objects.contains_key(&id) {
-                    true => failure(StatusCode::CONFLICT, "AlreadyExists"),
-                    false => reply(&self.store(&mut state, id, body)),
+                if state.objects.contains_key(&id) {
+                    failure(StatusCode::CONFLICT, "AlreadyExists")
+                } else {
+                    reply(&self.store(&mut state, id, body))
                 }
             }
             (&Method::GET, Some(known)) => reply(&known),

@@ -70,7 +70,7 @@ async fn a_lost_or_exchanged_ca_is_not_replaced() {
     broken["data"][KEY] = json!(ByteString(b"nonsense".to_vec()));
     cluster.put("secrets", broken);
     let error = open_in(&cluster).await.err().unwrap().to_string();
-    assert!(error.contains("cannot be used") && error.contains("left as it was"), "{error}");
+    assert!(error.contains("cannot be used") && error.contains("left as it is"), "{error}");
 
     cluster.put("secrets", secret);
     open_in(&cluster).await.unwrap();

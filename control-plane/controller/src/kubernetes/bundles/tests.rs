@@ -114,7 +114,9 @@ async fn many_namespaces_at_once_and_an_api_server_that_goes_away() {
     cluster.until("the first", |cluster| is_current(cluster, "mesh")).await;
     way.send_replace(Way::Down);
     let names: Vec<String> = (0..1000).map(|index| format!("shop-{index}")).collect();
-    names.iter().for_each(|name| namespace(&cluster, name, Some("enabled")));
+    for name in &names {
+        namespace(&cluster, name, Some("enabled"));
+    }
     sleep(Duration::from_mins(5)).await;
     assert!(is_current(&cluster, "mesh") && !is_current(&cluster, "shop-1"));
     way.send_replace(Way::Open);
@@ -126,7 +128,7 @@ async fn many_namespaces_at_once_and_an_api_server_that_goes_away() {
     assert_eq!(cluster.writes().iter().filter(|write| write.starts_with("PATCH")).count(), 1 + 1000);
 }
 
-fn event<K: serde::de::DeserializeOwned>(name: &str, namespace: Option<&str>, labels: Value) -> K {
+fn event<K: serde::de::DeserializeOwned>(name: &str, namespace: Option<&str>, labels: &Value) -> K {
     serde_json::from_value(json!({ "metadata": { "name": name, "namespace": namespace, "labels": labels, "resourceVersion": "7" } }))
         .unwrap()
 }
@@ -144,12 +146,12 @@ proptest! {
             match kind {
                 0 => {
                     let labels = if flag { json!({ INJECT.0: INJECT.1 }) } else { json!({}) };
-                    view.see(Seen::Namespace(happen(action, event(name, None, labels))));
+                    view.see(Seen::Namespace(happen(action, event(name, None, &labels))));
                 }
-                1 => _ = view.see(Seen::Pod(happen(action, event("web", Some(name), json!({}))))),
+                1 => _ = view.see(Seen::Pod(happen(action, event("web", Some(name), &json!({}))))),
                 _ => {
                     let labels = if flag { json!({ MANAGED_BY: CONTROLLER }) } else { json!({}) };
-                    view.see(Seen::Map(happen(action, event(NAME, Some(name), labels))));
+                    view.see(Seen::Map(happen(action, event(NAME, Some(name), &labels))));
                 }
             }
             let synced = view.namespaces.is_synced && view.pods.is_synced && view.maps.is_synced;

@@ -200,7 +200,9 @@ async fn never_do_two_lead() {
                 sleep(Duration::from_millis(100)).await;
             }
         }
-        replicas.iter().for_each(|replica| replica.stop.cancel());
+        for replica in &replicas {
+            replica.stop.cancel();
+        }
         assert!(led > 0, "seed {seed}: nobody ever led");
     }
 }

@@ -58,7 +58,7 @@ async fn the_first_certificate_comes_at_once_and_is_trusted_before_it_serves() {
     assert_eq!(bundles(&cluster, "mutatingwebhookconfigurations", INJECTOR), vec![serving.roots; 2]);
     // Nothing to do is nothing done.
     upkeep.look(now + DAY).await.unwrap();
-    assert_eq!(cluster.writes(), [String::new(); 0]);
+    assert!(cluster.writes().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
