@@ -20,6 +20,7 @@ pub mod dns;
 pub mod drain;
 pub mod lives;
 pub mod metrics;
+mod mounted;
 pub mod ready;
 pub mod redirect;
 pub mod run;
