@@ -91,7 +91,12 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     start_logging(&config.log)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let controller = Controller::start(config).await?;
+    let controller = tokio::select! {
+        started = Controller::start(config) => started?,
+        // It may wait for the Kubernetes API for long.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
