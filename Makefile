@@ -7,6 +7,8 @@ QUICK ?=
 UPDATE ?=
 FUZZ ?= 20
 BENCH ?=
+ARCH ?=
+TAG ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --re
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.PHONY: need-rust need-go need-cc need-curl need-python need-valgrind
+.PHONY: need-rust need-go need-cc need-curl need-python need-valgrind need-buildah
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "make: Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
 need-cc:
@@ -35,6 +37,9 @@ need-valgrind:
 need-curl:
 	@command -v curl >/dev/null || { echo "make: curl is missing (the tests' unchanged client): apt-get install curl" >&2; exit 1; }
 
+need-buildah:
+	@command -v buildah >/dev/null || { echo "make: buildah is missing: apt-get install buildah" >&2; exit 1; }
+
 .PHONY: build
 build: need-rust need-cc ## Build the three binaries for development (target/debug)
 	$(CARGO) build --locked --bins
@@ -42,6 +47,10 @@ build: need-rust need-cc ## Build the three binaries for development (target/deb
 .PHONY: release
 release: need-rust need-cc ## Build the three static binaries (target/<host>/release)
 	$(STATIC) -p outrigger -p outrigger-controller -p outrigger-proxy
+
+.PHONY: image
+image: need-rust need-cc need-buildah ## Build the three images (ARCH=arm64: for that machine; TAG=: another tag than the version)
+	@charts/images.sh $(if $(ARCH)$(TAG),"$(ARCH)" "$(TAG)")
 
 .PHONY: demo
 demo: build ## Run the mesh on this machine, no root needed (ONCE=1: headless; CONSUL=1: on a real Consul)

@@ -10,6 +10,7 @@
 
 pub mod app;
 pub mod capture;
+pub mod chart;
 pub mod client;
 pub mod consul;
 pub mod controller;

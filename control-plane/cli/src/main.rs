@@ -77,6 +77,9 @@ enum Command {
     /// One HTTP server of the demo's applications
     #[command(hide = true)]
     DemoApp(demo::app::Arguments),
+    /// A client of the demo's applications
+    #[command(hide = true)]
+    DemoLoad(demo::load::Arguments),
 }
 
 /// What a command came to. Its exit code is part of the interface.
@@ -117,6 +120,7 @@ async fn run(command: Command) -> Result<Answer> {
         Command::Completions { shell } => completions(shell),
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::DemoApp(arguments) => demo::app::run(arguments).await,
+        Command::DemoLoad(arguments) => demo::load::run(arguments).await,
     }?;
     Ok(Answer::Yes)
 }

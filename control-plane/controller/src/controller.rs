@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use aws_lc_rs::digest;
-use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, TrustDomain, renew_at, retry_delay};
+use kube::Client;
+use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, renew_at, retry_delay};
 use outrigger_policy::catalog::Defaults;
 use outrigger_policy::kinds;
 use tokio::net::TcpListener;
@@ -21,7 +21,9 @@ use tokio_util::task::TaskTracker;
 use crate::announce::Announce;
 use crate::api::{self, AdminToken, Api};
 use crate::attest::JoinTokens;
+use crate::authority::{self, Issuer};
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
+use crate::kubernetes::{bundles, leader, webhook};
 use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
 use crate::policies::consul::ConsulStore;
@@ -32,15 +34,13 @@ use crate::push::{Ads, Proxies};
 use crate::server::{self, Services};
 use crate::sign::{Sign, SignLimits};
 use crate::sources::{self, Source};
-use crate::store::{Change, Store, Table};
-use crate::tokens::{Tokens, hex};
+use crate::store::Store;
+use crate::tokens::Tokens;
 
 /// How long open streams have to end after the stop.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
 /// The longest sleep of the task that renews our own leaf: a clock that jumps is noticed within a minute.
 const RENEWAL_CHECK: Duration = Duration::from_mins(1);
-/// The record of the store that names the root of the CA in the data directory.
-const OWN_ROOT: &str = "own-root";
 
 /// A running controller.
 #[derive(Debug)]
@@ -66,7 +66,10 @@ impl Controller {
         make_data_dir(data_dir)
             .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
         let store = Arc::new(Store::open(&data_dir.join("controller.redb"))?);
-        let ca = Arc::new(open_ca(config, &store).await?);
+        let kubernetes =
+            if config.kubernetes.enabled { Some(config.kubernetes.client().await?) } else { None };
+        let (issuer, in_cluster) = authority::open(config, &store, kubernetes.as_ref()).await?;
+        let ca = Arc::clone(&issuer.borrow());
         let identity = config.identity()?;
         write_root(&data_dir.join("root.pem"), &ca)?;
         let admin = AdminToken::open_or_create(&data_dir.join("admin-token"))?;
@@ -112,13 +115,20 @@ impl Controller {
         tasks.spawn(until(stop.clone(), resolving));
         let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
         let own = keep_renewed(
-            Arc::clone(&ca),
+            issuer.clone(),
             identity.clone(),
             config.leaf_life.0,
             credentials.clone(),
             Arc::clone(&metrics),
         );
         tasks.spawn(until(stop.clone(), own));
+        if let Some(authority) = in_cluster {
+            metrics.ca_secret_current.set(1);
+            tasks.spawn(until(stop.clone(), authority.keep(Arc::clone(&metrics))));
+        }
+        if let Some(client) = kubernetes {
+            lead(&client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+        }
 
         let limits = SignLimits {
             per_second: config.sign_per_second,
@@ -133,7 +143,7 @@ impl Controller {
                 stop.clone(),
             ),
             sign: Sign::new(
-                ca,
+                issuer,
                 vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))],
                 Arc::clone(&tokens),
                 identity,
@@ -175,6 +185,28 @@ impl Controller {
         let store = self.store;
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
+}
+
+/// Takes part in the election, and does what only the leader does while this replica is it.
+fn lead(
+    client: &Client,
+    namespace: &str,
+    ca: &CertificateAuthority,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let leader = metrics.leader.clone();
+    let leadership = leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
+    let (roots, of) = (ca.bundle().to_pem(), namespace.to_owned());
+    let keep_bundles = {
+        let client = client.clone();
+        leadership.clone().run(move || bundles::keep(client.clone(), of.clone(), roots.clone()))
+    };
+    tasks.spawn(until(stop.clone(), keep_bundles));
+    let (client, of) = (client.clone(), namespace.to_owned());
+    let keep_webhook = leadership.run(move || webhook::keep(client.clone(), of.clone()));
+    tasks.spawn(until(stop.clone(), keep_webhook));
 }
 
 fn settings(config: &Config) -> Settings {
@@ -225,60 +257,6 @@ fn make_data_dir(path: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(parent)?;
     }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-async fn open_ca(config: &Config, store: &Store) -> anyhow::Result<CertificateAuthority> {
-    let trust_domain = config.trust_domain()?;
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read the CA's file {}", path.display()))
-    };
-    match (&config.ca.certificate_file, &config.ca.key_file, &config.ca.roots_file) {
-        (Some(certificate), Some(key), Some(roots)) => {
-            let key = zeroize::Zeroizing::new(read(key)?);
-            Ok(CertificateAuthority::from_pem(&read(certificate)?, &key, &read(roots)?, &trust_domain)?)
-        }
-        _ => own_ca(&config.data_dir, &trust_domain, store).await,
-    }
-}
-
-/// The CA in the data directory. It is made once in the life of a store, which remembers its root: a new root where the
-/// old one is only out of sight, such as behind a mount that failed, would cut off every workload.
-async fn own_ca(
-    data_dir: &Path,
-    trust_domain: &TrustDomain,
-    store: &Store,
-) -> anyhow::Result<CertificateAuthority> {
-    let dir = data_dir.join("ca");
-    let known = store.load::<String>(Table::Authority)?.into_iter().find(|(name, _)| name == OWN_ROOT);
-    let Some((_, known)) = known else {
-        let ca = CertificateAuthority::open_or_create(&dir, trust_domain)?;
-        let marked = store.submit(vec![Change::put(Table::Authority, OWN_ROOT, &fingerprint(&ca))]);
-        marked.durable().await.context("cannot remember which CA this mesh has")?;
-        return Ok(ca);
-    };
-    let found = CertificateAuthority::open(&dir, trust_domain)?;
-    let fault = match &found {
-        Some(ca) if fingerprint(ca) == known => None,
-        Some(ca) => Some(format!("has another root (SHA-256 {})", fingerprint(ca))),
-        None => Some("is missing".to_owned()),
-    };
-    match (found, fault) {
-        (Some(ca), None) => Ok(ca),
-        (_, fault) => anyhow::bail!(
-            "this mesh's CA, {dir}/ca.pem, {}, while {data} belongs to the root with SHA-256 {known}: restore ca.pem \
-             from a backup, or mount what holds it. To start a new mesh instead, which no running workload trusts and \
-             all must join anew, move controller.redb away",
-            fault.unwrap_or_default(),
-            dir = dir.display(),
-            data = data_dir.join("controller.redb").display(),
-        ),
-    }
-}
-
-/// SHA-256 of the root; a CA of our own has one.
-fn fingerprint(ca: &CertificateAuthority) -> String {
-    let roots: Vec<u8> = ca.bundle().roots().iter().flat_map(|root| root.iter().copied()).collect();
-    hex(digest::digest(&digest::SHA256, &roots).as_ref())
 }
 
 /// The roots, for sidecars to start with; replaced as a whole, because a sidecar may read it at any time, and only where
@@ -336,7 +314,7 @@ fn renew_own(
 }
 
 async fn keep_renewed(
-    ca: Arc<CertificateAuthority>,
+    issuer: Issuer,
     identity: SpiffeId,
     life: Duration,
     credentials: Credentials,
@@ -351,6 +329,7 @@ async fn keep_renewed(
         while let Ok(left) = next.duration_since(SystemTime::now()) {
             tokio::time::sleep(left.min(RENEWAL_CHECK)).await;
         }
+        let ca = Arc::clone(&issuer.borrow());
         match renew_own(&ca, &identity, life, &credentials, &metrics) {
             Ok(at) => {
                 failures = 0;
@@ -382,7 +361,8 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     stop.run_until_cancelled(work).await;
 }
 
-fn unix(time: SystemTime) -> i64 {
+/// Whole seconds, for metrics.
+pub(crate) fn unix(time: SystemTime) -> i64 {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }

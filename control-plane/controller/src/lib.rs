@@ -14,6 +14,7 @@ mod addresses;
 mod announce;
 mod api;
 mod attest;
+mod authority;
 mod catalog;
 mod claims;
 mod compile;

@@ -111,9 +111,14 @@ async fn run(role: Role, config: &Config) -> anyhow::Result<()> {
         }
         tracing::info!("stopping");
     };
+    tokio::pin!(signalled);
     match role {
         Role::Controller => {
-            let controller = Controller::start(config).await?;
+            let controller = tokio::select! {
+                started = Controller::start(config) => started?,
+                // It may wait for the Kubernetes API for long.
+                () = &mut signalled => return Ok(()),
+            };
             signalled.await;
             controller.stop().await;
         }

@@ -22,8 +22,12 @@ use crate::{
     drain::Drain,
     lives::Lives,
     metrics::Metrics,
+    mounted,
     ready::Readiness,
 };
+
+/// Bytes of the roots' file: what a trust bundle takes.
+const MAX_BUNDLE_BYTES: u64 = 256 * 1024;
 
 /// Everything that more than one thread reads.
 #[derive(Debug)]
@@ -136,19 +140,22 @@ impl Context {
     /// # Errors
     /// If the file cannot be read or holds no roots.
     pub fn from_config(config: Config) -> anyhow::Result<(Self, mpsc::Receiver<Ask>)> {
-        let path = &config.trust_bundle;
-        let pem = std::fs::read(path).with_context(|| {
-            format!(
-                "cannot read the trust bundle {}: give the roots of the mesh in `trust_bundle` (the controller has \
-                 them in its data directory)",
-                path.display()
-            )
-        })?;
-        let domain = config.trust_domain.parse().context("trust_domain")?;
-        let bundle = TrustBundle::from_pem(domain, &pem, 0)
-            .with_context(|| format!("cannot use the trust bundle {}", path.display()))?;
+        let bundle = roots(&config)?;
         Ok(Self::new(config, bundle))
     }
+}
+
+/// The roots in the `trust_bundle` file.
+pub(crate) fn roots(config: &Config) -> anyhow::Result<TrustBundle> {
+    let path = config.trust_bundle.display();
+    let pem = mounted::read(&config.trust_bundle, MAX_BUNDLE_BYTES).with_context(|| {
+        format!(
+            "cannot read the trust bundle {path}: give the roots of the mesh in `trust_bundle` (the controller has them in \
+             its data directory)"
+        )
+    })?;
+    let domain = config.trust_domain.parse().context("trust_domain")?;
+    TrustBundle::from_pem(domain, &pem, 0).with_context(|| format!("cannot use the trust bundle {path}"))
 }
 
 impl InboundPolicy {

@@ -10,5 +10,6 @@ mod claims;
 mod discovery;
 mod harness;
 mod policies;
+mod replicas;
 mod signing;
 mod state;
