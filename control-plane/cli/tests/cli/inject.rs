@@ -64,7 +64,7 @@ fn manifests_come_out_as_they_were_written() {
     for line in MANIFESTS.lines() {
         assert!(injected.stdout.lines().any(|other| other == line), "{line:?} is gone:\n{}", injected.stdout);
     }
-    insta::assert_snapshot!("injected_manifests", injected.stdout);
+    assert_eq!(injected.stdout.matches("name: outrigger-proxy\n").count(), 2, "{}", injected.stdout);
     let again = fake.run_with(&["inject", "-f", "-"], &injected.stdout);
     assert_eq!(again.stdout, injected.stdout);
     let back = fake.run_with(&["uninject", "-f", "-"], &injected.stdout);
