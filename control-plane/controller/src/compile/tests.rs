@@ -16,8 +16,11 @@ fn service_of(instances: Vec<Instance>) -> (Catalog, ServiceKey) {
         names: Vec::new(),
         instances,
     };
-    let snapshot =
-        Snapshot { services: [(key.clone(), Arc::new(spec))].into(), sync: Sync::Synced, faults: Vec::new() };
+    let snapshot = Snapshot {
+        services: [(key.clone(), Arc::new(spec))].into(),
+        sync: Sync::Synced,
+        ..Snapshot::default()
+    };
     let mut catalog = Catalog::new([Arc::from("test")], false);
     catalog.apply(0, Arc::new(snapshot));
     (catalog, key)
@@ -33,7 +36,7 @@ fn instance(ports: std::collections::BTreeMap<u16, u16>) -> Instance {
         identity: None,
         region: String::new(),
         zone: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        labels: Arc::default(),
     }
 }
 

@@ -281,7 +281,7 @@ impl Directory {
             Some((since, reason)) => Sync::Degraded { since: *since, reason: reason.clone() },
             None => Sync::Synced,
         };
-        Snapshot { services, sync, faults }
+        Snapshot { services, sync, faults, ..Snapshot::default() }
     }
 }
 
@@ -466,7 +466,7 @@ fn instance(ports: &[Port], endpoint: Endpoint) -> Result<Instance, String> {
         identity: endpoint.identity,
         region: endpoint.region,
         zone: endpoint.zone,
-        labels: endpoint.labels,
+        labels: endpoint.labels.into(),
     })
 }
 

@@ -238,7 +238,7 @@ impl Externals {
             identity: external.identity.clone(),
             region: String::new(),
             zone: zone.to_owned(),
-            labels: BTreeMap::new(),
+            labels: Arc::default(),
         };
         let mut instances: BTreeMap<IpAddr, Instance> = BTreeMap::new();
         match &external.endpoints {
