@@ -246,9 +246,16 @@ impl Catalog {
         self.by_name.get(name)?.first()
     }
 
-    /// Addresses that belong to more than one service, which is likely a mistake in a source; at most [`MAX_FAULTS`].
+    /// Addresses that belong to more than one service, which is likely a mistake in a source; at most [`MAX_FAULTS`]. In
+    /// Kubernetes it is none: two services may select the same pods.
     pub(crate) fn shared_addresses(&self) -> Vec<(SocketAddr, Vec<ServiceKey>)> {
-        let shared = self.by_endpoint.iter().filter(|(_, services)| services.len() > 1).take(MAX_FAULTS);
+        let of_others = |key: &ServiceKey| {
+            self.services.get(key).is_some_and(|service| *service.source != *kubernetes::NAME)
+        };
+        let shared = self.by_endpoint.iter();
+        let shared = shared
+            .filter(|(_, services)| services.len() > 1 && services.iter().any(of_others))
+            .take(MAX_FAULTS);
         shared.map(|(address, services)| (*address, services.iter().cloned().collect())).collect()
     }
 

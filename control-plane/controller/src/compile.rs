@@ -142,6 +142,27 @@ pub(crate) fn workload(workload: &Workload, source: &str) -> v1::Service {
     }
 }
 
+/// Of the client's own zone as long as there are any, where no policy says how to balance.
+pub(crate) fn prefer_own_zone(message: &mut v1::Service) {
+    let traffic = message.traffic.get_or_insert_default();
+    let nearest = || v1::LoadBalancer { zone_percent: 1, ..v1::LoadBalancer::default() };
+    traffic.load_balancer.get_or_insert_with(nearest);
+}
+
+/// Of one node only: nobody on it chooses the others, which can be dialled still. `node` is empty where it is not known.
+pub(crate) fn keep_to_node(message: &mut v1::Service, instances: &[Instance], node: &str) {
+    if node.is_empty() {
+        return;
+    }
+    for endpoint in &mut message.endpoints {
+        // Both are sorted by id.
+        let at = instances.binary_search_by(|instance| instance.id.cmp(&endpoint.id));
+        if at.is_ok_and(|at| *instances[at].node != *node) {
+            endpoint.set_health(v1::Health::Unready);
+        }
+    }
+}
+
 /// Where somebody is; `None` where nothing is known.
 pub(crate) fn locality(region: &str, zone: &str) -> Option<v1::Locality> {
     (!region.is_empty() || !zone.is_empty())

@@ -20,7 +20,7 @@ use crate::claims::{Claim, Claims, MAX_CLAIMS, StreamId};
 use crate::compile::{self, Compiled, Kind, origins};
 use crate::metrics::Metrics;
 use crate::push::Fanout;
-use crate::sources::{Instance, ServiceKey, Snapshot, kubernetes};
+use crate::sources::{Instance, Reach, ServiceKey, Snapshot, kubernetes};
 use crate::store::{Change, Store, StoreError, Table};
 use crate::tokens::{NotGranted, Tokens};
 
@@ -203,7 +203,7 @@ impl Mesh {
                 if !state.in_force.knows_or_absent(&key, state.catalog.service(&key).is_some()) {
                     return Answer::Silent;
                 }
-                state.service(&key)
+                state.service(&key, viewer)
             }
             Kind::Destination => match name.parse::<SocketAddr>() {
                 Ok(address) => state.dialled(address),
@@ -429,16 +429,27 @@ impl State {
         }
     }
 
-    fn service(&mut self, key: &ServiceKey) -> Option<Arc<Compiled>> {
+    fn service(&mut self, key: &ServiceKey, viewer: &Viewer) -> Option<Arc<Compiled>> {
         if let Some(compiled) = self.compiled.get(key) {
             return Some(Arc::clone(compiled));
         }
-        let mut message = self.message(self.catalog.service(key)?);
+        let service = self.catalog.service(key)?;
+        let mut message = self.message(service);
         let resolution = self.in_force.resolution()?;
         let policy = resolution.service(key);
         (message.routes, message.traffic) = (policy.routes, policy.traffic);
         if resolution.is_strict(key.namespace()) {
             compile::drop_strangers(&mut message, self.claims.is_meshed(key));
+        }
+        match service.spec.reach {
+            Reach::All => {}
+            Reach::OwnZone => compile::prefer_own_zone(&mut message),
+            Reach::OwnNode => {
+                // To each viewer something else, so not kept. Who is on no node of the cluster is led to all.
+                let node = self.catalog.workload_at(viewer.address).map(|pod| &*pod.node);
+                compile::keep_to_node(&mut message, &service.spec.instances, node.unwrap_or_default());
+                return Some(Arc::new(compile::service(message)));
+            }
         }
         let compiled = Arc::new(compile::service(message));
         self.compiled.insert(key.clone(), Arc::clone(&compiled));

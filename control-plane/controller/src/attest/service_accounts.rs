@@ -198,7 +198,7 @@ mod tests {
             uid: "u1".into(),
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             service_account: "web".into(),
-            node: String::new(),
+            node: Arc::default(),
             node_addresses: Vec::new(),
             labels: Arc::default(),
             is_meshed: true,

@@ -19,6 +19,7 @@ fn instance(id: &str, address: &str, port: u16) -> Instance {
         identity: None,
         region: String::new(),
         zone: String::new(),
+        node: Arc::default(),
         labels: Arc::default(),
     }
 }
@@ -30,6 +31,7 @@ fn service(name: &str, instances: Vec<Instance>) -> SourceService {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
+        reach: Default::default(),
         instances,
     }
 }
@@ -81,6 +83,7 @@ fn pod(name: &str, addresses: &[&str], account: Option<&str>) -> Workload {
         identity: account.map(|account| format!("spiffe://t/ns/shop/sa/{account}")),
         region: String::new(),
         zone: String::new(),
+        node: Arc::default(),
         labels: Arc::default(),
         probes: Vec::new(),
         terminating: false,

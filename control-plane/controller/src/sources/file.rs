@@ -425,6 +425,7 @@ fn service(document: Document) -> Result<SourceService, String> {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
+        reach: Default::default(),
         instances,
     })
 }
@@ -466,6 +467,7 @@ fn instance(ports: &[Port], endpoint: Endpoint) -> Result<Instance, String> {
         identity: endpoint.identity,
         region: endpoint.region,
         zone: endpoint.zone,
+        node: Arc::default(),
         labels: endpoint.labels.into(),
     })
 }

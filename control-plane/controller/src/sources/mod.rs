@@ -100,8 +100,22 @@ pub struct SourceService {
     /// Complete DNS names beyond `<name>.<namespace>.mesh`, lower case, no final dot: `orders.service.consul`,
     /// `orders.service.dc1.consul`, `orders.virtual.consul`.
     pub names: Vec<String>,
+    /// Which of its instances a client is led to.
+    pub reach: Reach,
     /// Its workloads, sorted by `id`.
     pub instances: Vec<Instance>,
+}
+
+/// Which instances of a service a client is led to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// All alike, unless a policy prefers some.
+    #[default]
+    All,
+    /// Those of its own zone as long as there are any, unless a policy says otherwise.
+    OwnZone,
+    /// Those of its own node, and no other.
+    OwnNode,
 }
 
 /// A port of a service.
@@ -135,6 +149,8 @@ pub struct Instance {
     pub region: String,
     /// May be empty.
     pub zone: String,
+    /// The node that it runs on; may be empty. For [`Reach::OwnNode`].
+    pub node: Arc<str>,
     /// What policies select workloads by; at most 64. Shared, because a pod is an instance of several services.
     pub labels: Arc<BTreeMap<String, String>>,
 }
@@ -152,6 +168,8 @@ pub struct Workload {
     pub region: String,
     /// May be empty.
     pub zone: String,
+    /// The node that it runs on; may be empty.
+    pub node: Arc<str>,
     /// What policies select workloads by.
     pub labels: Arc<BTreeMap<String, String>>,
     /// What its host asks of it, which passes whatever policies say. Only where it has a sidecar.

@@ -238,6 +238,7 @@ impl Externals {
             identity: external.identity.clone(),
             region: String::new(),
             zone: zone.to_owned(),
+            node: Arc::default(),
             labels: Arc::default(),
         };
         let mut instances: BTreeMap<IpAddr, Instance> = BTreeMap::new();
@@ -278,6 +279,7 @@ impl Externals {
             protocol: Protocol::Unspecified,
             virtual_addresses: Vec::new(),
             names: external.hosts.iter().map(|host| host.trim_end_matches('.').to_owned()).collect(),
+            reach: Default::default(),
             instances,
         }
     }

@@ -36,6 +36,7 @@ pub(super) fn service<'a>(
         protocol: protocol(&hints),
         virtual_addresses: virtual_addresses.into_iter().collect(),
         names,
+        reach: Default::default(),
         instances: out.into_values().collect(),
     }
 }
@@ -58,6 +59,7 @@ fn endpoint(id: String, instance: &consul::Instance) -> Instance {
         identity: None,
         region: instance.region().to_owned(),
         zone: instance.zone.clone().unwrap_or_default(),
+        node: Default::default(),
         labels: instance.meta.clone().into(),
     }
 }

@@ -76,6 +76,7 @@ endpoints: [{address: 10.0.0.1, port: 7}]
             identity: Some("spiffe://t/ns/shop/sa/orders".into()),
             region: "r".into(),
             zone: "b".into(),
+            node: Arc::default(),
             labels: Arc::new([("app".to_owned(), "orders".to_owned())].into()),
         }
     );

@@ -41,6 +41,7 @@ pub(super) fn workload(
         identity: identity(pod, trust_domain),
         region: node.region.clone(),
         zone: node.zone.clone(),
+        node: pod.node.clone(),
         labels: pod.labels.clone(),
         probes: probes(pod, node),
         terminating: pod.terminating,
@@ -93,6 +94,7 @@ pub(super) fn service<'a>(
         protocol: Protocol::Unspecified,
         virtual_addresses: service.cluster_ips.clone(),
         names: vec![format!("{name}.{namespace}"), format!("{full}.{cluster_domain}"), full],
+        reach: service.reach,
         instances: found,
         key,
     }))
@@ -163,6 +165,7 @@ fn instance(
         identity,
         region: node.region.clone(),
         zone: endpoint.zone.as_deref().unwrap_or(&node.zone).to_owned(),
+        node: endpoint.node.clone().unwrap_or_default(),
         labels,
     }
 }

@@ -13,6 +13,8 @@ use outrigger_api::v1;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::sources::Reach;
+
 /// The container whose presence makes a pod one of the mesh.
 pub(crate) const PROXY_CONTAINER: &str = "outrigger-proxy";
 /// Names of the EndpointSlice's service.
@@ -52,6 +54,15 @@ pub(super) struct Meta {
     uid: String,
     deletion_timestamp: Option<String>,
     labels: BTreeMap<String, String>,
+    annotations: Annotations,
+}
+
+/// The annotations that are looked at: others can be large.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    #[serde(rename = "service.kubernetes.io/topology-mode")]
+    topology_mode: Option<String>,
 }
 
 impl Meta {
@@ -79,6 +90,7 @@ pub(super) struct Service {
     pub(super) ports: Vec<Port>,
     /// It has ports, but none of TCP.
     pub(super) has_no_tcp: bool,
+    pub(super) reach: Reach,
 }
 
 /// A port of a Service.
@@ -121,7 +133,7 @@ pub(crate) struct Pod {
     pub(crate) uid: String,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) service_account: String,
-    pub(crate) node: String,
+    pub(crate) node: Arc<str>,
     pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) labels: Arc<BTreeMap<String, String>>,
     /// It has a sidecar of ours.
@@ -176,7 +188,17 @@ impl Kind for Service {
             .collect();
         let listed = spec.cluster_ips.unwrap_or_default();
         let listed = if listed.is_empty() { spec.cluster_ip.into_iter().collect() } else { listed };
+        let topology = metadata.annotations.topology_mode.as_deref();
+        let reach = if spec.internal_traffic_policy.as_deref() == Some("Local") {
+            Reach::OwnNode
+        } else if spec.traffic_distribution.is_some() || matches!(topology, Some("Auto" | "auto")) {
+            // Every distribution that there is prefers what is near; of one's own node the wire says no more than its zone.
+            Reach::OwnZone
+        } else {
+            Reach::All
+        };
         let service = Self {
+            reach,
             // `None` says that it is headless.
             cluster_ips: addresses(&listed),
             prefers_v6: spec.ip_families.unwrap_or_default().first().is_some_and(|family| family == "IPv6"),
@@ -261,7 +283,7 @@ impl Kind for Pod {
             uid: std::mem::take(&mut metadata.uid),
             addresses: of(status.pod_ips, status.pod_ip),
             service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
-            node: spec.node_name.unwrap_or_default(),
+            node: spec.node_name.unwrap_or_default().into(),
             node_addresses: of(status.host_ips, status.host_ip),
             labels: Arc::new(labels),
             is_meshed,
@@ -336,6 +358,8 @@ pub(super) mod raw {
         #[serde(rename = "clusterIPs")]
         pub(super) cluster_ips: Option<Vec<String>>,
         pub(super) ip_families: Option<Vec<String>>,
+        pub(super) internal_traffic_policy: Option<String>,
+        pub(super) traffic_distribution: Option<String>,
         pub(super) ports: Option<Vec<ServicePort>>,
     }
 
