@@ -345,6 +345,9 @@ impl Config {
                 faults.push(format!("consul.addresses[{index}]: {error}"));
             }
         }
+        if sources::ServiceKey::new("service", &self.consul.default_namespace).is_err() {
+            faults.push("consul.default_namespace: 1 to 63 letters, digits and `-`".to_owned());
+        }
         if self.policies.store == PolicyStore::Consul && self.consul.addresses.is_empty() {
             faults.push("policies.store: `consul` needs consul.addresses".to_owned());
         }

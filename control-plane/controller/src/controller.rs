@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::announce::Announce;
 use crate::api::{self, AdminToken, Api};
-use crate::attest::JoinTokens;
+use crate::attest::{Attestor, JoinTokens, ServiceAccounts};
 use crate::authority::{self, Issuer};
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
 use crate::kubernetes::{bundles, leader, webhook};
@@ -88,7 +88,7 @@ impl Controller {
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
         let policies = open_policies(config, &store)?;
         let (resolutions, resolved) = watch::channel(None);
-        let mut sources = start_sources(config, &stop)?;
+        let mut sources = start_sources(config, kubernetes.as_ref(), &stop)?;
         if sources.is_empty() {
             tracing::warn!("no source is configured: the catalog stays empty");
         }
@@ -126,10 +126,14 @@ impl Controller {
             metrics.ca_secret_current.set(1);
             tasks.spawn(until(stop.clone(), authority.keep(Arc::clone(&metrics))));
         }
-        if let Some(client) = kubernetes {
-            lead(&client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+        if let Some(client) = &kubernetes {
+            lead(client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
         }
 
+        let mut attestors: Vec<Box<dyn Attestor>> = vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))];
+        if let Some(client) = kubernetes {
+            attestors.push(Box::new(ServiceAccounts::new(client, config.trust_domain()?, Arc::clone(&mesh))));
+        }
         let limits = SignLimits {
             per_second: config.sign_per_second,
             per_identity_per_second: config.sign_per_identity_per_second,
@@ -144,7 +148,7 @@ impl Controller {
             ),
             sign: Sign::new(
                 issuer,
-                vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))],
+                attestors,
                 Arc::clone(&tokens),
                 identity,
                 config.leaf_life.0,
@@ -211,7 +215,7 @@ fn lead(
 
 fn settings(config: &Config) -> Settings {
     Settings {
-        cidrs: config.mesh_cidrs.iter().map(ToString::to_string).collect(),
+        cidrs: config.mesh_cidrs.clone(),
         mesh_namespace: config.mesh_namespace.clone(),
         defaults: Defaults {
             mtls: match config.mtls {
@@ -240,8 +244,21 @@ fn open_policies(config: &Config, store: &Arc<Store>) -> anyhow::Result<Arc<dyn 
     })
 }
 
-fn start_sources(config: &Config, stop: &CancellationToken) -> anyhow::Result<Vec<Source>> {
+/// In the order of precedence: of two services of one name the first has it. The cluster's own come first, so that nobody who
+/// may register in Consul takes a name from them.
+fn start_sources(
+    config: &Config,
+    client: Option<&kube::Client>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<Source>> {
     let mut started = Vec::new();
+    if let Some(client) = client {
+        let settings = sources::kubernetes::Settings {
+            cluster_domain: config.kubernetes.cluster_domain.clone(),
+            trust_domain: config.trust_domain.clone(),
+        };
+        started.push(sources::kubernetes::spawn(client.clone(), settings, stop));
+    }
     if !config.consul.addresses.is_empty() {
         let mut consul = config.consul.clone();
         consul.allow_local_addresses = config.allow_loopback_endpoints;

@@ -281,7 +281,7 @@ impl Directory {
             Some((since, reason)) => Sync::Degraded { since: *since, reason: reason.clone() },
             None => Sync::Synced,
         };
-        Snapshot { services, sync, faults }
+        Snapshot { services, sync, faults, ..Snapshot::default() }
     }
 }
 
@@ -425,6 +425,7 @@ fn service(document: Document) -> Result<SourceService, String> {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
+        reach: Default::default(),
         instances,
     })
 }
@@ -466,7 +467,8 @@ fn instance(ports: &[Port], endpoint: Endpoint) -> Result<Instance, String> {
         identity: endpoint.identity,
         region: endpoint.region,
         zone: endpoint.zone,
-        labels: endpoint.labels,
+        node: Arc::default(),
+        labels: endpoint.labels.into(),
     })
 }
 

@@ -238,7 +238,8 @@ impl Externals {
             identity: external.identity.clone(),
             region: String::new(),
             zone: zone.to_owned(),
-            labels: BTreeMap::new(),
+            node: Arc::default(),
+            labels: Arc::default(),
         };
         let mut instances: BTreeMap<IpAddr, Instance> = BTreeMap::new();
         match &external.endpoints {
@@ -278,6 +279,7 @@ impl Externals {
             protocol: Protocol::Unspecified,
             virtual_addresses: Vec::new(),
             names: external.hosts.iter().map(|host| host.trim_end_matches('.').to_owned()).collect(),
+            reach: Default::default(),
             instances,
         }
     }
