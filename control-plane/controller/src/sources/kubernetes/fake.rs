@@ -53,8 +53,8 @@ pub(crate) struct World {
     old: Option<(u64, BTreeMap<(String, String), Value>)>,
     /// Answers to token reviews, by token.
     pub(crate) reviews: HashMap<String, Value>,
-    /// Requests: lists that began, pages, watches.
-    pub(crate) lists: u32,
+    /// Requests: the kinds of lists that began, pages, watches.
+    pub(crate) lists: Vec<String>,
     pub(crate) pages: u32,
     pub(crate) watches: u32,
 }
@@ -122,8 +122,18 @@ impl Fake {
         self.changed();
     }
 
-    /// Every watch is told of the present version.
-    pub(crate) fn bookmark(&self) {
+    /// Writes an object whose event bears no version, so that only bookmarks say how far a watch has come.
+    pub(crate) fn put_unversioned(&self, kind: &str, object: Value) {
+        let mut world = self.world();
+        world.version += 1;
+        let version = world.version;
+        world.log.push(Change { version, kind: kind.to_owned(), event: "ADDED", object });
+        drop(world);
+        self.changed();
+    }
+
+    /// Every watch is told of the present version, which is returned.
+    pub(crate) fn bookmark(&self) -> u64 {
         let mut world = self.world();
         world.version += 1;
         let version = world.version;
@@ -132,6 +142,7 @@ impl Fake {
         world.log.push(Change { version, kind: String::new(), event: "BOOKMARK", object });
         drop(world);
         self.changed();
+        version
     }
 
     /// Breaks every open watch.
@@ -143,10 +154,15 @@ impl Fake {
     /// The history up to now is gone; open watches break.
     pub(crate) fn compact(&self) {
         let mut world = self.world();
+        world.version += 1;
         world.compacted = world.version;
         world.log.clear();
         drop(world);
         self.cut();
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.world().version
     }
 
     /// Lists show the present again.
@@ -209,7 +225,7 @@ async fn collection(State(fake): State<Fake>, Path(kind): Path<String>, Query(pa
     }
     let offset: usize = params.get("continue").and_then(|token| token.parse().ok()).unwrap_or(0);
     if offset == 0 {
-        world.lists += 1;
+        world.lists.push(kind.clone());
     } else if world.late_pages > 0 {
         world.late_pages -= 1;
         return failure(410, "Expired", "the provided continue parameter is too old");

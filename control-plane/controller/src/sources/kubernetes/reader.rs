@@ -23,7 +23,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::objects::{Kind, Meta, ObjectKey, version};
+use super::objects::{Kind, ObjectKey, version};
 
 /// Objects of a page: what API servers use themselves.
 const PAGE: u32 = 500;
@@ -255,17 +255,15 @@ impl<K: Kind, U> Reader<K, U> {
                 WatchEvent::Added(raw) | WatchEvent::Modified(raw) => {
                     let (meta, object) = K::prune(raw);
                     self.tell(Event::Set(meta.key(), object)).await?;
-                    self.reached(version, meta);
+                    self.reached(version, meta.resource_version);
                 }
                 WatchEvent::Deleted(raw) => {
                     let (meta, _) = K::prune(raw);
                     self.tell(Event::Gone(meta.key())).await?;
-                    self.reached(version, meta);
+                    self.reached(version, meta.resource_version);
                 }
                 WatchEvent::Bookmark(bookmark) => {
-                    let meta =
-                        Meta { resource_version: bookmark.metadata.resource_version, ..Meta::default() };
-                    self.reached(version, meta);
+                    self.reached(version, bookmark.metadata.resource_version);
                 }
                 WatchEvent::Error(status) if status.code == 410 => return Ok(Ended::Expired),
                 WatchEvent::Error(status) => return Ok(Ended::Failed(kube::Error::Api(status))),
@@ -273,10 +271,10 @@ impl<K: Kind, U> Reader<K, U> {
         }
     }
 
-    fn reached(&mut self, version: &mut String, meta: Meta) {
-        if !meta.resource_version.is_empty() {
-            self.newest = self.newest.max(self::version(&meta.resource_version));
-            *version = meta.resource_version;
+    fn reached(&mut self, version: &mut String, now: String) {
+        if !now.is_empty() {
+            self.newest = self.newest.max(self::version(&now));
+            *version = now;
         }
     }
 
