@@ -15,6 +15,7 @@ pub mod consul;
 pub mod controller;
 pub mod faults;
 pub mod figures;
+pub mod kubernetes;
 pub mod load;
 pub mod mesh;
 pub mod name_server;

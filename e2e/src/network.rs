@@ -231,6 +231,29 @@ impl Host {
         .await
     }
 
+    /// From now on packets to these ranges go by way of another host.
+    pub async fn route(&self, ranges: Vec<(IpAddr, u8)>, by: &Self) -> anyhow::Result<()> {
+        let (by4, by6) = (by.v4(), by.v6());
+        self.run(move || async move {
+            let links = links()?;
+            for (range, prefix) in ranges {
+                let add = match range {
+                    IpAddr::V4(range) => {
+                        let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(range, prefix);
+                        links.route().add(route.gateway(by4).build())
+                    }
+                    IpAddr::V6(range) => {
+                        let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(range, prefix);
+                        links.route().add(route.gateway(by6).build())
+                    }
+                };
+                add.execute().await.with_context(|| format!("adding a route to {range}/{prefix}"))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Ends [`Host::fall_silent`].
     pub async fn speak_again(&self) -> anyhow::Result<()> {
         self.run(|| async {
