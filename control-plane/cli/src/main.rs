@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod context;
 mod demo;
+mod inject;
 mod output;
 mod policy;
 mod proxies;
@@ -33,7 +34,8 @@ const BAD_CONFIG: u8 = 64;
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done; `policy diff`: no differences; `policy test`: every case passed
-  1   failed; `policy diff`: there are differences; `policy test`: a case failed
+  1   failed; `policy diff`: there are differences; `policy test`: a case failed;
+      `inject --explain`: a pod would be refused
   2   the command line is wrong; `policy diff`, `policy test`: could not be run
   64  the file of contexts cannot be used";
 
@@ -59,6 +61,10 @@ enum Command {
     Token(token::Arguments),
     /// Choose between controllers
     Context(context::Arguments),
+    /// Put sidecars into manifests, as the webhook would into their pods
+    Inject(inject::Arguments),
+    /// Take sidecars out of manifests
+    Uninject(inject::UninjectArguments),
     /// Print the schema of a kind, or list the kinds
     Schema(schema::Arguments),
     /// Print a shell's completions, for `source <(outrigger completions bash)`
@@ -108,6 +114,8 @@ async fn run(command: Command) -> Result<Answer> {
         Command::Proxies(arguments) => proxies::run(arguments).await,
         Command::Token(arguments) => token::run(arguments).await,
         Command::Context(arguments) => context::run(arguments),
+        Command::Inject(arguments) => return inject::run(&arguments),
+        Command::Uninject(arguments) => inject::run_uninject(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions { shell } => completions(shell),
         Command::Demo(arguments) => demo::run(arguments).await,

@@ -16,7 +16,7 @@ use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use outrigger_policy::Fault;
 use prometheus_client::registry::Registry;
@@ -134,15 +134,6 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 
 /// The routes of the monitoring port.
 pub(crate) fn monitoring(mesh: Arc<Mesh>, store: Arc<Store>, registry: Registry) -> Router {
-    let registry = Arc::new(registry);
-    let metrics = move || {
-        let mut text = String::new();
-        // Writing into a string does not fail.
-        let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
-        let status = if encoded.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        std::future::ready((status, [(header::CONTENT_TYPE, kind)], text))
-    };
     let start = Instant::now();
     let ready = move || {
         let answer = if mesh.started() && store.failing().is_some() {
@@ -157,9 +148,22 @@ pub(crate) fn monitoring(mesh: Arc<Mesh>, store: Arc<Store>, registry: Registry)
         std::future::ready(answer)
     };
     Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", exposition(registry))
         .route("/live", get(|| std::future::ready("live\n")))
         .route("/ready", get(ready))
+}
+
+/// `/metrics` of a registry.
+pub(crate) fn exposition(registry: Registry) -> MethodRouter {
+    let registry = Arc::new(registry);
+    get(move || {
+        let mut text = String::new();
+        // Writing into a string does not fail.
+        let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
+        let status = if encoded.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        std::future::ready((status, [(header::CONTENT_TYPE, kind)], text))
+    })
 }
 
 async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {

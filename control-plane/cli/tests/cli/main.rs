@@ -5,6 +5,7 @@
 
 mod contexts;
 mod fake;
+mod inject;
 mod lists;
 mod policies;
 mod questions;
