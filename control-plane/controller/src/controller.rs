@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::announce::Announce;
-use crate::api::{self, AdminToken, Api};
+use crate::api::access::{Access, AdminToken, Cluster};
+use crate::api::{self, Api};
 use crate::attest::JoinTokens;
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
 use crate::mesh::{Mesh, Settings};
@@ -69,7 +70,7 @@ impl Controller {
         let ca = Arc::new(open_ca(config, &store).await?);
         let identity = config.identity()?;
         write_root(&data_dir.join("root.pem"), &ca)?;
-        let admin = AdminToken::open_or_create(&data_dir.join("admin-token"))?;
+        let access = api_access(config).await?;
 
         let listener = bind(config.listen, "listen").await?;
         let api_listener = bind(config.api_listen, "api_listen").await?;
@@ -144,8 +145,14 @@ impl Controller {
             announce: Announce::new(Arc::clone(&mesh), Arc::clone(&metrics), stop.clone()),
         };
         let registry = metrics.register();
-        let serving =
-            server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
+        let serving = server::serve(
+            listener,
+            credentials,
+            services,
+            config.max_connections,
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
         tasks.spawn(ended("discovery", serving));
         let api = Arc::new(Api {
             mesh: Arc::clone(&mesh),
@@ -153,7 +160,9 @@ impl Controller {
             tokens,
             writer,
             store: Arc::clone(&store),
-            admin,
+            access,
+            metrics: Arc::clone(&metrics),
+            trust_domain: config.trust_domain.clone(),
         });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, Arc::clone(&store), registry);
@@ -175,6 +184,15 @@ impl Controller {
         let store = self.store;
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
+}
+
+/// Who may call the API (`api::access` says why).
+async fn api_access(config: &Config) -> anyhow::Result<Access> {
+    let kubernetes = &config.kubernetes;
+    let cluster = if kubernetes.enabled { Some(Cluster::new(&kubernetes.client().await?)) } else { None };
+    let is_in_pod = kubernetes.enabled && kubernetes.kubeconfig.is_none();
+    let admin = || AdminToken::open_or_create(&config.data_dir.join("admin-token"));
+    Ok(Access::new(if is_in_pod { None } else { Some(admin()?) }, cluster))
 }
 
 fn settings(config: &Config) -> Settings {
