@@ -163,8 +163,9 @@ fn settings(path: &Path) -> Result<Mesh> {
     let shown = path.display();
     let file = std::fs::File::open(path).with_context(|| format!("reading {shown}"))?;
     let text = bounded(file).with_context(|| format!("reading {shown}"))?;
-    let config: Value = serde_saphyr::from_str(&text)
-        .with_context(|| format!("{shown} is no configuration of the controller"))?;
+    let config: Value = serde_saphyr::from_str(&text).map_err(|error| {
+        anyhow::anyhow!("{shown} is no configuration of the controller: {}", error.without_snippet())
+    })?;
     let word = |path: &str, default: &str| {
         config.pointer(path).and_then(Value::as_str).unwrap_or(default).to_owned()
     };
