@@ -217,13 +217,17 @@ impl Collector {
     }
 
     async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        // As long again as the last one took: a cluster that churns costs half of one thread at most.
+        let mut pause = COALESCE;
         while let Some(first) = updates.recv().await {
             self.take(first);
-            let end = Instant::now() + COALESCE;
+            let end = Instant::now() + pause;
             while let Ok(Some(next)) = tokio::time::timeout_at(end, updates.recv()).await {
                 self.take(next);
             }
+            let started = Instant::now();
             self.publish();
+            pause = COALESCE.max(started.elapsed());
         }
     }
 
