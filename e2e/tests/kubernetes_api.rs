@@ -14,6 +14,7 @@ use outrigger_e2e::figures::{Figure, hold};
 use outrigger_e2e::kubernetes::{Cluster, Setup, apply, delete, gone, wait_for};
 use outrigger_e2e::network::Network;
 use outrigger_e2e::suite::{case, suite};
+use outrigger_e2e::wait::wait_until;
 use tokio::sync::Mutex;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -96,13 +97,17 @@ async fn rbac(world: std::sync::Arc<World>) -> anyhow::Result<()> {
     let Err(kube::Error::Api(status)) = refused else { anyhow::bail!("listing was not refused") };
     ensure!(status.code == 403, "{status:?}");
 
+    // A request is logged when its answer is on the way.
     let user = "system:serviceaccount:people:reader";
-    let audit = cluster.audit()?;
-    let seen: Vec<_> = audit.iter().filter(|request| request.user == user).collect();
-    let verbs: Vec<_> = seen.iter().map(|request| (request.verb.as_str(), request.code)).collect();
-    ensure!(verbs == [("get", 200), ("list", 403)], "the audit log has {seen:?}");
-    ensure!(seen[0].resource == "configmaps" && seen[0].namespace == "people" && seen[0].name == "note");
-    Ok(())
+    wait_until(LIMIT, "the audit log to have both", || async {
+        let mut seen = cluster.audit()?;
+        seen.retain(|request| request.user == user);
+        let verbs: Vec<_> = seen.iter().map(|request| (request.verb.as_str(), request.code)).collect();
+        ensure!(verbs == [("get", 200), ("list", 403)], "it has {seen:?}");
+        ensure!(seen[0].resource == "configmaps" && seen[0].namespace == "people" && seen[0].name == "note");
+        Ok(())
+    })
+    .await
 }
 
 async fn token_review(world: std::sync::Arc<World>) -> anyhow::Result<()> {
@@ -214,7 +219,7 @@ async fn controllers(world: std::sync::Arc<World>) -> anyhow::Result<()> {
     let pods = Api::<Pod>::namespaced(client.clone(), "fleet").list(&ListParams::default().labels("app=web"));
     ensure!(pods.await?.items.len() == 2);
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), "fleet");
-    outrigger_e2e::wait::wait_until(LIMIT, "a slice of each family", || async {
+    wait_until(LIMIT, "a slice of each family", || async {
         let found = slices.list(&ListParams::default()).await?.items;
         let mut families: Vec<_> = found.iter().map(|slice| slice.address_type.as_str()).collect();
         families.sort_unstable();
