@@ -47,6 +47,7 @@ impl World {
         let start = Instant::now();
         let cluster = Cluster::start(&network, Setup { controllers: true }).await?;
         let took = start.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         hold(&[
             Figure::at_most("Kubernetes API with controllers, from nothing to ready", "s", READY, took),
@@ -216,8 +217,9 @@ async fn controllers(world: std::sync::Arc<World>) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    let pods = Api::<Pod>::namespaced(client.clone(), "fleet").list(&ListParams::default().labels("app=web"));
-    ensure!(pods.await?.items.len() == 2);
+    let pods = Api::<Pod>::namespaced(client.clone(), "fleet");
+    let pods = pods.list(&ListParams::default().labels("app=web")).await?;
+    ensure!(pods.items.len() == 2);
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), "fleet");
     wait_until(LIMIT, "a slice of each family", || async {
         let found = slices.list(&ListParams::default()).await?.items;

@@ -273,7 +273,7 @@ fn start_sources(
             cluster_domain: config.kubernetes.cluster_domain.clone(),
             trust_domain: config.trust_domain.clone(),
         };
-        started.push(sources::kubernetes::spawn(client.clone(), settings, stop));
+        started.push(sources::kubernetes::spawn(client, settings, stop));
     }
     if !config.consul.addresses.is_empty() {
         let mut consul = config.consul.clone();

@@ -61,14 +61,14 @@ pub(crate) struct Settings {
 }
 
 /// Starts the source. Must be called in a tokio runtime; ends with `stop`.
-pub(crate) fn spawn(client: Client, settings: Settings, stop: &CancellationToken) -> Source {
+pub(crate) fn spawn(client: &Client, settings: Settings, stop: &CancellationToken) -> Source {
     let (sender, snapshots) = watch::channel(Arc::default());
     let (events, receiver) = mpsc::channel(EVENTS);
-    read::<Service>(&client, Update::Service, &events, stop);
-    read::<Slice>(&client, Update::Slice, &events, stop);
-    read::<Pod>(&client, |event| Update::Pod(Box::new(event)), &events, stop);
-    read::<Node>(&client, Update::Node, &events, stop);
-    read::<ServiceRange>(&client, Update::Range, &events, stop);
+    read::<Service>(client, Update::Service, &events, stop);
+    read::<Slice>(client, Update::Slice, &events, stop);
+    read::<Pod>(client, |event| Update::Pod(Box::new(event)), &events, stop);
+    read::<Node>(client, Update::Node, &events, stop);
+    read::<ServiceRange>(client, Update::Range, &events, stop);
     let collector = Collector::new(settings, sender);
     let stop = stop.clone();
     tokio::spawn(async move { stop.run_until_cancelled(collector.run(receiver)).await });
