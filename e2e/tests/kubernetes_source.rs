@@ -332,7 +332,7 @@ async fn scale(world: Arc<World>) -> anyhow::Result<()> {
             let slice = json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
                 "metadata": { "name": format!("{name}-1"), "namespace": "shop", "labels": { "kubernetes.io/service-name": name } },
                 "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }], "endpoints": endpoints });
-            objects.push_str(&format!("{service}\n---\n{slice}\n---\n"));
+            objects += &[service.to_string(), slice.to_string(), String::new()].join("\n---\n");
         }
         apply(&client, &objects).await?;
     }
