@@ -97,7 +97,8 @@ impl Network {
 
 impl Host {
     async fn start(name: &str, number: u8) -> anyhow::Result<Self> {
-        Self::inside(name, number, || unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")).await
+        Self::inside(name, number, || unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace"))
+            .await
     }
 
     /// The network namespace of somebody else, by one of its addresses: of those that `folder` holds as files, as container
@@ -106,12 +107,14 @@ impl Host {
         let entries = std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             let enter = move || {
-                let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                let file =
+                    std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
                 setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", path.display()))
             };
             // One that has just gone is not the one.
             let Ok(host) = Self::inside(name, 0, enter).await else { continue };
-            let bound = host.run(move || async move { Ok(tokio::net::UdpSocket::bind((address, 0)).await.is_ok()) });
+            let bound =
+                host.run(move || async move { Ok(tokio::net::UdpSocket::bind((address, 0)).await.is_ok()) });
             if bound.await? {
                 return Ok(host);
             }

@@ -78,7 +78,8 @@ impl World {
     /// Installs or upgrades the chart of a folder.
     async fn put(&self, folder: &Path, more: &[&str]) -> anyhow::Result<()> {
         let folder = folder.to_str().context("a folder's name is text")?;
-        let mut arguments = vec!["upgrade", "--install", "outrigger", folder];
+        // An upgrade without values would keep those of the last one.
+        let mut arguments = vec!["upgrade", "--install", "--reset-values", "outrigger", folder];
         arguments.extend(more);
         self.helm(&arguments).await.map(drop)
     }
@@ -147,7 +148,10 @@ async fn profiles(world: Arc<World>) -> anyhow::Result<()> {
         "spec": {"containers": [{"name": "a", "image": "a", "securityContext": {"privileged": true}}], "serviceAccountName": CONTROLLER},
     }))?;
     let refused = pods.create(&dry_run(), &privileged).await;
-    ensure!(refused.is_err_and(|error| error.to_string().contains("violates PodSecurity")), "it was admitted");
+    ensure!(
+        refused.is_err_and(|error| error.to_string().contains("violates PodSecurity")),
+        "it was admitted"
+    );
     world.uninstall().await
 }
 
@@ -161,7 +165,8 @@ async fn restricted(world: &World) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(world.client(), NAMESPACE);
     for name in [CONTROLLER, INJECTOR] {
         let template = deployments.get(name).await?.spec.context("it has a spec")?.template;
-        let mut pod = Pod { spec: template.spec, metadata: template.metadata.unwrap_or_default(), ..Pod::default() };
+        let mut pod =
+            Pod { spec: template.spec, metadata: template.metadata.unwrap_or_default(), ..Pod::default() };
         pod.metadata.name = Some(format!("{name}-0"));
         pods.create(&dry_run(), &pod).await.with_context(|| format!("a pod of {name}"))?;
     }
@@ -194,7 +199,9 @@ async fn ca_bundle(world: Arc<World>) -> anyhow::Result<()> {
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(world.client());
     let bundles = |configuration: &MutatingWebhookConfiguration| -> Vec<Option<Vec<u8>>> {
         let webhooks = configuration.webhooks.iter().flatten();
-        webhooks.map(|webhook| webhook.client_config.ca_bundle.as_ref().map(|bytes| bytes.0.clone())).collect()
+        webhooks
+            .map(|webhook| webhook.client_config.ca_bundle.as_ref().map(|bytes| bytes.0.clone()))
+            .collect()
     };
     let mut configuration = configurations.get(INJECTOR).await?;
     ensure!(bundles(&configuration) == [None, None], "the chart brings one itself");
@@ -208,7 +215,10 @@ async fn ca_bundle(world: Arc<World>) -> anyhow::Result<()> {
     for (options, seconds) in [(&[][..], 10), (&ha[..], 7), (&[][..], 10)] {
         world.put(&chart_folder(), options).await?;
         let configuration = configurations.get(INJECTOR).await?;
-        ensure!(bundles(&configuration) == [Some(root.clone()), Some(root.clone())], "{options:?} took it away");
+        ensure!(
+            bundles(&configuration) == [Some(root.clone()), Some(root.clone())],
+            "{options:?} took it away"
+        );
         let waits: Vec<_> = configuration.webhooks.iter().flatten().map(|one| one.timeout_seconds).collect();
         ensure!(waits == [Some(seconds), Some(seconds)], "{options:?} did not arrive: {waits:?}");
     }
@@ -271,7 +281,10 @@ async fn rights(world: Arc<World>) -> anyhow::Result<()> {
     refused("listing all Secrets", everywhere.list(&all).await)?;
     refused("reading another Secret", secrets.get("other").await)?;
     refused("listing all ConfigMaps", maps.list(&all).await)?;
-    refused("writing another ConfigMap", own.patch("kube-root-ca.crt", &PatchParams::default(), &nothing).await)?;
+    refused(
+        "writing another ConfigMap",
+        own.patch("kube-root-ca.crt", &PatchParams::default(), &nothing).await,
+    )?;
     refused("writing another webhook", webhooks.patch("other", &PatchParams::default(), &nothing).await)?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     refused("deleting a pod", pods.delete("a", &kube::api::DeleteParams::default()).await)?;
@@ -288,7 +301,8 @@ async fn rights(world: Arc<World>) -> anyhow::Result<()> {
     allowed("reading policies", access_policies(reader.clone(), None).list(&all).await)?;
     let shop = access_policies(reader, Some("shop"));
     refused("writing a policy", shop.create(&dry_run(), &object).await)?;
-    let writer = access_policies(world.cluster.client_of(NAMESPACE, "outrigger-cli-writer").await?, Some("shop"));
+    let writer =
+        access_policies(world.cluster.client_of(NAMESPACE, "outrigger-cli-writer").await?, Some("shop"));
     allowed("writing a policy", writer.create(&dry_run(), &object).await)?;
     world.uninstall().await
 }
@@ -324,7 +338,10 @@ async fn reinstall(world: Arc<World>) -> anyhow::Result<()> {
     let folder = chart_folder();
     let install = ["install", "mesh", folder.to_str().context("text")?];
     let answer = world.helm(&install).await;
-    ensure!(answer.is_err_and(|error| format!("{error:#}").contains("invalid ownership metadata")), "it was taken");
+    ensure!(
+        answer.is_err_and(|error| format!("{error:#}").contains("invalid ownership metadata")),
+        "it was taken"
+    );
     world.helm(&[&install[..], &["--take-ownership"]].concat()).await?;
     ensure!(policies.get("orders").await?.uid() == before, "the policy is another one");
     world.helm(&["uninstall", "mesh"]).await?;
@@ -356,7 +373,8 @@ async fn crds_upgrade(world: Arc<World>) -> anyhow::Result<()> {
     std::fs::write(&file, text.replace(column, "")).with_context(|| format!("writing {}", file.display()))?;
     let crds: Api<CustomResourceDefinition> = Api::all(world.client());
     let has_age = |crd: &CustomResourceDefinition| {
-        let columns = crd.spec.versions.iter().flat_map(|version| version.additional_printer_columns.iter().flatten());
+        let columns =
+            crd.spec.versions.iter().flat_map(|version| version.additional_printer_columns.iter().flatten());
         columns.into_iter().any(|column| column.name == "Age")
     };
     world.put(&older, &[]).await?;
@@ -393,7 +411,10 @@ async fn take_ownership(world: Arc<World>) -> anyhow::Result<()> {
     let folder = chart_folder();
     let install = ["install", "outrigger", folder.to_str().context("text")?];
     let answer = world.helm(&install).await;
-    ensure!(answer.is_err_and(|error| format!("{error:#}").contains("invalid ownership metadata")), "it was taken");
+    ensure!(
+        answer.is_err_and(|error| format!("{error:#}").contains("invalid ownership metadata")),
+        "it was taken"
+    );
     world.helm(&[&install[..], &["--take-ownership"]].concat()).await?;
     access_policies(world.client(), Some("shop")).get("orders").await.context("the policy is gone")?;
     world.uninstall().await?;

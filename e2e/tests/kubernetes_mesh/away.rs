@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use kube::api::Api;
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
 use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
 use outrigger_e2e::load::{Load, Plan};
 use outrigger_e2e::suite::{Case, case, length};
@@ -14,7 +14,10 @@ use crate::world::{APP, LIMIT, MESH, SHOP, World, is_injected};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
-        case("without the injector labelled namespaces refuse pods, and say why; others notice nothing", injector),
+        case(
+            "without the injector labelled namespaces refuse pods, and say why; others notice nothing",
+            injector,
+        ),
         case("without the controller traffic flows, and new pods wait", controller),
     ]
 }
@@ -37,13 +40,18 @@ spec:
 }
 
 async fn scale(world: &World, name: &str, replicas: u32) -> anyhow::Result<()> {
-    world.kubectl(&["scale", &format!("deployment/{name}"), "-n", MESH, &format!("--replicas={replicas}")]).await?;
+    world
+        .kubectl(&["scale", &format!("deployment/{name}"), "-n", MESH, &format!("--replicas={replicas}")])
+        .await?;
     world.rolled_out(MESH, name).await
 }
 
 async fn injector(world: Arc<World>) -> anyhow::Result<()> {
     scale(&world, "outrigger-injector", 0).await?;
-    let refused = apply(&world.client(), &pod("labelled", SHOP)).await.err().context("a pod was let in without a sidecar")?;
+    let refused = apply(&world.client(), &pod("labelled", SHOP))
+        .await
+        .err()
+        .context("a pod was let in without a sidecar")?;
     let refused = format!("{refused:#}");
     ensure!(refused.contains("outrigger"), "the refusal does not say whose it is: {refused}");
     println!("refused: {refused}");
@@ -67,7 +75,8 @@ async fn controller(world: Arc<World>) -> anyhow::Result<()> {
     apply(&world.client(), &pod("waits", SHOP)).await?;
     let pods = Api::<Pod>::namespaced(world.client(), SHOP);
     let running = wait_for(&pods, "waits", LIMIT, "its sidecar to run", |pod| {
-        let status = pod.status.as_ref().and_then(|status| status.init_container_statuses.clone()).unwrap_or_default();
+        let status =
+            pod.status.as_ref().and_then(|status| status.init_container_statuses.clone()).unwrap_or_default();
         let proxy = status.iter().find(|one| one.name == "outrigger-proxy").context("no sidecar")?;
         ensure!(proxy.state.as_ref().is_some_and(|state| state.running.is_some()), "{proxy:?}");
         Ok(())

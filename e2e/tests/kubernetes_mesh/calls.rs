@@ -60,7 +60,8 @@ async fn wire(world: Arc<World>) -> anyhow::Result<()> {
     let at = world.address(SHOP, "orders", 8081).await?;
     let capture = Capture::on(world.node.host()).await?;
     let path = format!("/{SECRET}");
-    let reply = web.run(move || async move { client::get(at, "orders:8081", &path).await }).await?.expect(200)?;
+    let reply =
+        web.run(move || async move { client::get(at, "orders:8081", &path).await }).await?.expect(200)?;
     ensure!(reply.text().contains(SECRET), "the application has not seen the path");
     let captured = capture.stop().await?;
     ensure!(!captured.contains(SECRET.as_bytes()), "the path went over the wire in clear");
@@ -82,14 +83,17 @@ fn address_of(pod: &k8s_openapi::api::core::v1::Pod) -> anyhow::Result<IpAddr> {
 }
 
 async fn outside_the_mesh(world: Arc<World>) -> anyhow::Result<()> {
-    let plain = deployment("plain", 1, &["--http", "8080"]).replace(SHOP, "plain").replace("outrigger.dev/inject: enabled", "");
+    let plain = deployment("plain", 1, &["--http", "8080"])
+        .replace(SHOP, "plain")
+        .replace("outrigger.dev/inject: enabled", "");
     apply(&world.client(), &plain).await?;
     world.rolled_out("plain", "plain").await?;
     let pods = world.pods("plain", "app=plain").await?;
     let pod = pods.first().context("a pod without a sidecar")?;
     ensure!(!is_injected(pod), "a pod that nobody asked for was injected");
     let (web, outsider) = (world.web().await?, world.inside(pod).await?);
-    let (theirs, ours) = (world.address("plain", "plain", 80).await?, world.address(SHOP, "orders", 8081).await?);
+    let (theirs, ours) =
+        (world.address("plain", "plain", 80).await?, world.address(SHOP, "orders", 8081).await?);
     wait_until(LIMIT, "an answer from outside the mesh", || async {
         web.run(move || client::get(theirs, "plain", "/whoami")).await?.expect(200)
     })
@@ -105,7 +109,8 @@ async fn own_address(world: Arc<World>) -> anyhow::Result<()> {
     for pod in world.pods(SHOP, "app=orders").await? {
         let address = address_of(&pod)?;
         // The port of the Service's target, and one that no Service has.
-        let reply = web.run(move || client::get((address, 8080).into(), "orders", "/whoami")).await?.expect(200)?;
+        let reply =
+            web.run(move || client::get((address, 8080).into(), "orders", "/whoami")).await?.expect(200)?;
         ensure!(reply.text().contains(&pod.name_any()), "{} answered at {address}", reply.text());
     }
     Ok(())
@@ -138,14 +143,18 @@ async fn access_policy(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(reason.contains("shop/no-reflection") && reason.contains("web-may-not"), "{reason}");
     ask("/open").await?.expect(200)?;
     let shown = wait_until(LIMIT, "a status", || async {
-        let shown = world.kubectl(&["get", "accesspolicy", "no-reflection", "-n", SHOP, "-o", "yaml"]).await?;
+        let shown =
+            world.kubectl(&["get", "accesspolicy", "no-reflection", "-n", SHOP, "-o", "yaml"]).await?;
         ensure!(shown.contains("type: Accepted") && shown.contains("observedGeneration"), "{shown}");
         Ok(shown)
     })
     .await?;
     ensure!(shown.contains("status: \"True\""), "{shown}");
     delete(&world.client(), DENY).await?;
-    wait_until(Duration::from_secs(10), "the policy to be gone", || async { ask("/secret").await?.expect(200) }).await?;
+    wait_until(Duration::from_secs(10), "the policy to be gone", || async {
+        ask("/secret").await?.expect(200)
+    })
+    .await?;
     Ok(())
 }
 

@@ -15,9 +15,10 @@ const RATE: u32 = 500;
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
-        case("a Deployment rolls under load, HTTP/1.1, an application that serves 5 s after SIGTERM", |world| {
-            roll(world, Call::Http1)
-        }),
+        case(
+            "a Deployment rolls under load, HTTP/1.1, an application that serves 5 s after SIGTERM",
+            |world| roll(world, Call::Http1),
+        ),
         case("a Deployment rolls under load, gRPC, an application that serves 5 s after SIGTERM", |world| {
             roll(world, Call::Grpc)
         }),
@@ -83,7 +84,15 @@ async fn upgrade(world: Arc<World>) -> anyhow::Result<()> {
     let load = Load::start(&web, Plan::new(RATE, target, "orders", "/whoami"));
     world
         .helm(&[
-            "upgrade", "outrigger", &chart("outrigger"), "--namespace", MESH, "--wait", "--set", "log.level=debug", "--set",
+            "upgrade",
+            "outrigger",
+            &chart("outrigger"),
+            "--namespace",
+            MESH,
+            "--wait",
+            "--set",
+            "log.level=debug",
+            "--set",
             "controller.replicas=2",
         ])
         .await?;

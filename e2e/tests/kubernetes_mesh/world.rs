@@ -45,7 +45,9 @@ impl World {
     pub(crate) async fn build() -> anyhow::Result<Self> {
         let network = Network::new().await?;
         let node = Node::start(&network).await?;
-        for (name, user) in [("outrigger", "65532"), ("outrigger-controller", "65532"), ("outrigger-proxy", "15400")] {
+        for (name, user) in
+            [("outrigger", "65532"), ("outrigger-controller", "65532"), ("outrigger-proxy", "15400")]
+        {
             add_image(&node, name, user).await?;
         }
         let app = Image::new(APP)?.program(&sandbox::get().binary("e2e-app")?, "/bin/e2e-app")?;
@@ -54,7 +56,17 @@ impl World {
         std::fs::create_dir_all(&home).context("making a home for Helm")?;
         let world = Self { node, network, home };
         let start = Instant::now();
-        world.helm(&["install", "outrigger", &chart("outrigger"), "--namespace", MESH, "--create-namespace", "--wait"]).await?;
+        world
+            .helm(&[
+                "install",
+                "outrigger",
+                &chart("outrigger"),
+                "--namespace",
+                MESH,
+                "--create-namespace",
+                "--wait",
+            ])
+            .await?;
         let took = start.elapsed().as_secs_f64();
         hold(&[Figure::at_most("helm install, until the control plane is ready", "s", INSTALLED, took)])?;
         apply(&world.client(), &shop()).await?;
@@ -94,7 +106,9 @@ impl World {
             let of = |count: Option<i32>| count.unwrap_or_default();
             ensure!(status.observed_generation == found.metadata.generation, "not looked at yet");
             ensure!(
-                of(status.updated_replicas) == wanted && of(status.ready_replicas) == wanted && of(status.replicas) == wanted,
+                of(status.updated_replicas) == wanted
+                    && of(status.ready_replicas) == wanted
+                    && of(status.replicas) == wanted,
                 "{status:?}"
             );
             Ok(())
@@ -215,9 +229,16 @@ spec:
 pub(crate) async fn installed(world: Arc<World>) -> anyhow::Result<()> {
     for name in ["outrigger-controller", "outrigger-injector"] {
         world.rolled_out(MESH, name).await?;
-        for pod in world.pods(MESH, &format!("app.kubernetes.io/component={}", &name["outrigger-".len()..])).await? {
+        for pod in
+            world.pods(MESH, &format!("app.kubernetes.io/component={}", &name["outrigger-".len()..])).await?
+        {
             pod_ready(&pod)?;
-            let restarts: i32 = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()).map(|one| one.restart_count).sum();
+            let restarts: i32 = pod
+                .status
+                .iter()
+                .flat_map(|status| status.container_statuses.iter().flatten())
+                .map(|one| one.restart_count)
+                .sum();
             ensure!(restarts == 0, "{} has restarted {restarts} times", pod.name_any());
         }
     }
