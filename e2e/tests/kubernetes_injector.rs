@@ -99,13 +99,13 @@ impl World {
         apply(&world.cluster.client(), &secret.unwrap_or_default()).await?;
         for (mode, injector) in &world.injectors {
             injector.wait_ready().await?;
-            apply(&world.cluster.client(), &world.webhooks(mode, &injector.host, &world.ca)?).await?;
+            apply(&world.cluster.client(), &World::webhooks(mode, &injector.host, &world.ca)?).await?;
         }
         Ok(world)
     }
 
     /// The chart's two entries, for the namespaces of a mode, with an address in place of the Service.
-    fn webhooks(&self, mode: &str, host: &Host, ca: &Ca) -> anyhow::Result<String> {
+    fn webhooks(mode: &str, host: &Host, ca: &Ca) -> anyhow::Result<String> {
         let entry = |name: &str, namespaces: Value, pods: Value| {
             json!({
                 "name": name,
@@ -444,6 +444,7 @@ async fn burst(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(all >= 1000.0, "{all} reviews were measured");
     // The upper end of the bucket that holds it: an honest bound.
     let p99 = counted.iter().find(|(_, count)| *count >= all * 0.99).context("one bucket holds it")?.0;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let memory = injector.process.lock().await.resident_bytes()? as f64 / f64::from(1 << 20);
     hold(&[
         Figure::at_most(
@@ -476,11 +477,11 @@ async fn certificate(world: Arc<World>) -> anyhow::Result<()> {
     let mut both = Ca::new()?;
     both.root = format!("{}{}", world.ca.root, next.root);
     for (mode, injector) in &world.injectors {
-        apply(&client, &world.webhooks(mode, &injector.host, &both)?).await?;
+        apply(&client, &World::webhooks(mode, &injector.host, &both)?).await?;
     }
     apply(&client, &next.secret(&world)?).await?;
     for (mode, injector) in &world.injectors {
-        apply(&client, &world.webhooks(mode, &injector.host, &next)?).await?;
+        apply(&client, &World::webhooks(mode, &injector.host, &next)?).await?;
     }
     wait_until(LIMIT, "pods under the new certificate alone", || async {
         let created = world.create("shop", &pod("web", &json!({}))).await?;

@@ -7,6 +7,7 @@
 mod text;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ struct Input {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeName {
-    /// An init container with NET_ADMIN
+    /// An init container with the capability `NET_ADMIN`
     Init,
     /// The node's CNI plugin
     Cni,
@@ -87,9 +88,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
     for document in &mut documents {
         let mut value = document.value.clone();
         for (place, review) in manifest::inject(&mut value, &arguments.input.namespace, facts, &mesh) {
-            explained += &format!("{}: {}\n", place.subject, review.outcome);
+            let _ = writeln!(explained, "{}: {}", place.subject, review.outcome);
             for warning in &review.warnings {
-                explained += &format!("  warning: {warning}\n");
+                let _ = writeln!(explained, "  warning: {warning}");
                 if !arguments.explain {
                     eprintln!("warning: {}: {warning}", place.subject);
                 }
@@ -163,8 +164,9 @@ fn settings(path: &Path) -> Result<Mesh> {
     let shown = path.display();
     let file = std::fs::File::open(path).with_context(|| format!("reading {shown}"))?;
     let text = bounded(file).with_context(|| format!("reading {shown}"))?;
-    let config: Value = serde_saphyr::from_str(&text)
-        .with_context(|| format!("{shown} is no configuration of the controller"))?;
+    let config: Value = serde_saphyr::from_str(&text).map_err(|error| {
+        anyhow::anyhow!("{shown} is no configuration of the controller: {}", error.without_snippet())
+    })?;
     let word = |path: &str, default: &str| {
         config.pointer(path).and_then(Value::as_str).unwrap_or(default).to_owned()
     };

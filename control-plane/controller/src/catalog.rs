@@ -6,6 +6,7 @@
 //! whoever may register in one of them into a service of the other. What a source says is checked here once more, whatever the source: an address that leads back into
 //! the caller's own host (loopback, link-local with its metadata services) would make every client attack itself.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
@@ -139,14 +140,21 @@ impl Catalog {
     }
 
     fn apply_workloads(&mut self, before: &Snapshot, after: &Snapshot, changed: &mut Changed) {
-        let (before, after) = (&before.workloads, &after.workloads);
-        let gone =
-            before.iter().filter(|(key, _)| !after.contains_key(*key)).map(|(_, old)| (Some(old), None));
-        let new = after.iter().filter_map(|(key, new)| match before.get(key) {
-            Some(old) if Arc::ptr_eq(old, new) || old == new => None,
-            old => Some((old, Some(new))),
-        });
-        for (old, new) in gone.chain(new) {
+        // Two sorted walks side by side: there may be tens of thousands, of which one differs.
+        let (mut olds, mut news) =
+            (before.workloads.values().peekable(), after.workloads.values().peekable());
+        loop {
+            let order = match (olds.peek(), news.peek()) {
+                (Some(old), Some(new)) => old.key.cmp(&new.key),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return,
+            };
+            let old = if order.is_le() { olds.next() } else { None };
+            let new = if order.is_ge() { news.next() } else { None };
+            if old == new {
+                continue;
+            }
             for (workload, present) in
                 old.map(|old| (old, false)).into_iter().chain(new.map(|new| (new, true)))
             {

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::announce::Announce;
-use crate::api::{self, AdminToken, Api};
+use crate::api::access::{Access, AdminToken, Cluster};
+use crate::api::{self, Api};
 use crate::attest::{Attestor, JoinTokens, ServiceAccounts};
 use crate::authority::{self, Issuer};
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
@@ -72,7 +73,7 @@ impl Controller {
         let ca = Arc::clone(&issuer.borrow());
         let identity = config.identity()?;
         write_root(&data_dir.join("root.pem"), &ca)?;
-        let admin = AdminToken::open_or_create(&data_dir.join("admin-token"))?;
+        let access = api_access(config, kubernetes.as_ref())?;
 
         let listener = bind(config.listen, "listen").await?;
         let api_listener = bind(config.api_listen, "api_listen").await?;
@@ -158,8 +159,14 @@ impl Controller {
             announce: Announce::new(Arc::clone(&mesh), Arc::clone(&metrics), stop.clone()),
         };
         let registry = metrics.register();
-        let serving =
-            server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
+        let serving = server::serve(
+            listener,
+            credentials,
+            services,
+            config.max_connections,
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
         tasks.spawn(ended("discovery", serving));
         let api = Arc::new(Api {
             mesh: Arc::clone(&mesh),
@@ -167,7 +174,9 @@ impl Controller {
             tokens,
             writer,
             store: Arc::clone(&store),
-            admin,
+            access,
+            metrics: Arc::clone(&metrics),
+            trust_domain: config.trust_domain.clone(),
         });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, Arc::clone(&store), registry);
@@ -211,6 +220,13 @@ fn lead(
     let (client, of) = (client.clone(), namespace.to_owned());
     let keep_webhook = leadership.run(move || webhook::keep(client.clone(), of.clone()));
     tasks.spawn(until(stop.clone(), keep_webhook));
+}
+
+/// Who may call the API (`api::access` says why).
+fn api_access(config: &Config, kubernetes: Option<&Client>) -> anyhow::Result<Access> {
+    let is_in_pod = kubernetes.is_some() && config.kubernetes.kubeconfig.is_none();
+    let admin = || AdminToken::open_or_create(&config.data_dir.join("admin-token"));
+    Ok(Access::new(if is_in_pod { None } else { Some(admin()?) }, kubernetes.map(Cluster::new)))
 }
 
 fn settings(config: &Config) -> Settings {
@@ -257,7 +273,7 @@ fn start_sources(
             cluster_domain: config.kubernetes.cluster_domain.clone(),
             trust_domain: config.trust_domain.clone(),
         };
-        started.push(sources::kubernetes::spawn(client.clone(), settings, stop));
+        started.push(sources::kubernetes::spawn(client, settings, stop));
     }
     if !config.consul.addresses.is_empty() {
         let mut consul = config.consul.clone();

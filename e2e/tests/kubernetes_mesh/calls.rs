@@ -116,7 +116,7 @@ async fn own_address(world: Arc<World>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const DENY: &str = r#"
+const DENY: &str = r"
 apiVersion: outrigger.dev/v1alpha1
 kind: AccessPolicy
 metadata: { name: no-reflection, namespace: shop }
@@ -127,7 +127,7 @@ spec:
     action: Deny
     from: [{ serviceAccounts: [shop/web] }]
     to: [{ paths: [{ type: PathPrefix, value: /secret }] }]
-"#;
+";
 
 async fn access_policy(world: Arc<World>) -> anyhow::Result<()> {
     let web = world.web().await?;
@@ -158,12 +158,12 @@ async fn access_policy(world: Arc<World>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const DENY_ALL: &str = r#"
+const DENY_ALL: &str = r"
 apiVersion: outrigger.dev/v1alpha1
 kind: MeshDefaults
 metadata: { name: default, namespace: shop }
 spec: { inbound: Deny, mtls: Strict }
-"#;
+";
 
 /// The kubelet's probes have no identity: a pod that is started under deny by default must become ready, and nobody else
 /// may come in.

@@ -9,7 +9,7 @@ use kube::api::Api;
 use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
 use outrigger_e2e::suite::{Case, case};
 
-use crate::world::{APP, LIMIT, MESH, SHOP, World, is_injected};
+use crate::world::{APP, LIMIT, SHOP, World, is_injected};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
@@ -23,7 +23,7 @@ pub(crate) fn cases() -> Vec<Case<World>> {
 /// The command line's image has a client: `demo-load` ends by itself where it is told a number.
 async fn job(world: Arc<World>) -> anyhow::Result<()> {
     let yaml = format!(
-        r#"
+        r"
 apiVersion: batch/v1
 kind: Job
 metadata: {{ name: once, namespace: {SHOP} }}
@@ -37,7 +37,7 @@ spec:
       - name: once
         image: {}
         args: [schema, AccessPolicy]
-"#,
+",
         cli()
     );
     apply(&world.client(), &yaml).await?;
@@ -110,7 +110,7 @@ spec:
 
 async fn restricted(world: Arc<World>) -> anyhow::Result<()> {
     let yaml = format!(
-        r#"---
+        r"---
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -130,12 +130,11 @@ spec:
       allowPrivilegeEscalation: false
       capabilities: {{ drop: [ALL] }}
       seccompProfile: {{ type: RuntimeDefault }}
-"#
+"
     );
     let refused = apply(&world.client(), &yaml).await.err();
     let text = format!("{:#}", refused.unwrap_or_else(|| anyhow::anyhow!("it was let in")));
     ensure!(text.contains("cni.enabled"), "{text}");
     world.kubectl(&["delete", "namespace", "narrow"]).await?;
-    let _ = MESH;
     Ok(())
 }

@@ -34,8 +34,7 @@ const INSTALLED: f64 = 60.0;
 pub(crate) struct World {
     /// The node, and the cluster that it is all of.
     pub(crate) node: Node,
-    /// Hosts beside the node.
-    pub(crate) network: Network,
+    _network: Network,
     /// Where Helm keeps its own.
     home: PathBuf,
 }
@@ -54,7 +53,7 @@ impl World {
         node.add(&app.entrypoint(["/bin/e2e-app"])).await?;
         let home = sandbox::get().work.join("helm");
         std::fs::create_dir_all(&home).context("making a home for Helm")?;
-        let world = Self { node, network, home };
+        let world = Self { node, _network: network, home };
         let start = Instant::now();
         world
             .helm(&[
@@ -179,7 +178,7 @@ pub(crate) fn deployment(name: &str, replicas: u32, arguments: &[&str]) -> Strin
     let arguments: Vec<String> = arguments.iter().map(|word| format!("{word:?}")).collect();
     let arguments = arguments.join(", ");
     format!(
-        r#"---
+        r"---
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -221,7 +220,7 @@ spec:
         ports:
         - {{ name: http, containerPort: 8080 }}
         readinessProbe: {{ httpGet: {{ path: /whoami, port: http }}, periodSeconds: 1 }}
-"#
+"
     )
 }
 
@@ -247,7 +246,7 @@ pub(crate) async fn installed(world: Arc<World>) -> anyhow::Result<()> {
     Ok(())
 }
 
-const KEPT: &str = r#"
+const KEPT: &str = r"
 apiVersion: outrigger.dev/v1alpha1
 kind: AccessPolicy
 metadata: { name: kept, namespace: shop }
@@ -255,7 +254,7 @@ spec:
   targetRef: { kind: Service, name: orders }
   rules:
   - { name: nobody, action: Deny, to: [{ paths: [{ type: PathPrefix, value: /admin }] }] }
-"#;
+";
 
 /// The last case: nothing is there for others.
 pub(crate) async fn uninstalled(world: Arc<World>) -> anyhow::Result<()> {

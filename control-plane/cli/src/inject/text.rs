@@ -52,7 +52,7 @@ fn apply(lines: &mut Vec<String>, operation: &Value) -> Option<()> {
                         .starts(lines)
                         .nth(index)
                         .map_or(parent.end, |start| before_comments(lines, start));
-                    (at.max(parent.start), json!([operation["value"]]))
+                    (at, json!([operation["value"]]))
                 }
             };
             let rendered = serde_saphyr::to_string(&value).ok()?;

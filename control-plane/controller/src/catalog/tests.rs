@@ -31,7 +31,7 @@ fn service(name: &str, instances: Vec<Instance>) -> SourceService {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
-        reach: Default::default(),
+        reach: crate::sources::Reach::default(),
         instances,
     }
 }

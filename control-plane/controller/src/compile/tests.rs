@@ -14,7 +14,7 @@ fn service_of(instances: Vec<Instance>) -> (Catalog, ServiceKey) {
         protocol: v1::Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
-        reach: Default::default(),
+        reach: crate::sources::Reach::default(),
         instances,
     };
     let snapshot = Snapshot {
@@ -115,6 +115,7 @@ fn a_stranger_in_a_meshed_service_is_no_endpoint() {
 
 #[test]
 fn who_keeps_to_a_node_chooses_nobody_elsewhere_and_a_policy_outranks_the_zone() {
+    use v1::Health::{Healthy, Unready};
     let on =
         |id: &str, node: &str| Instance { id: id.into(), node: node.into(), ..instance([(1, 1)].into()) };
     let instances = vec![on("a", "n1"), on("b", "n2")];
@@ -125,7 +126,6 @@ fn who_keeps_to_a_node_chooses_nobody_elsewhere_and_a_policy_outranks_the_zone()
         keep_to_node(&mut message, &instances, node);
         message.endpoints.iter().map(v1::Endpoint::health).collect::<Vec<_>>()
     };
-    use v1::Health::{Healthy, Unready};
     assert_eq!(healths("n1"), [Healthy, Unready]);
     assert_eq!(healths("n3"), [Unready, Unready]);
     assert_eq!(healths(""), [Healthy, Healthy], "who is on no node is led to all");

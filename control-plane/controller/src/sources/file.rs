@@ -22,7 +22,9 @@ use serde_saphyr::Spanned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync};
+use super::{
+    Fault, Instance, MAX_FAULTS, Reach, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync,
+};
 use crate::config::Span;
 
 /// How long a file must have been left alone before it is read.
@@ -425,7 +427,7 @@ fn service(document: Document) -> Result<SourceService, String> {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
-        reach: Default::default(),
+        reach: Reach::default(),
         instances,
     })
 }

@@ -24,7 +24,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync};
+use super::{
+    Fault, Instance, MAX_FAULTS, Reach, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync,
+};
 use crate::addresses::is_virtual;
 use crate::policies::resolver::Resolution;
 
@@ -279,7 +281,7 @@ impl Externals {
             protocol: Protocol::Unspecified,
             virtual_addresses: Vec::new(),
             names: external.hosts.iter().map(|host| host.trim_end_matches('.').to_owned()).collect(),
-            reach: Default::default(),
+            reach: Reach::default(),
             instances,
         }
     }

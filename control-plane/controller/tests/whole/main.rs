@@ -6,6 +6,7 @@
     reason = "what fails here fails a test"
 )]
 
+mod access;
 mod claims;
 mod discovery;
 #[path = "../../src/sources/kubernetes/fake.rs"]

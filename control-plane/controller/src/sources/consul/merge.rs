@@ -36,7 +36,7 @@ pub(super) fn service<'a>(
         protocol: protocol(&hints),
         virtual_addresses: virtual_addresses.into_iter().collect(),
         names,
-        reach: Default::default(),
+        reach: crate::sources::Reach::default(),
         instances: out.into_values().collect(),
     }
 }
@@ -59,7 +59,7 @@ fn endpoint(id: String, instance: &consul::Instance) -> Instance {
         identity: None,
         region: instance.region().to_owned(),
         zone: instance.zone.clone().unwrap_or_default(),
-        node: Default::default(),
+        node: std::sync::Arc::default(),
         labels: instance.meta.clone().into(),
     }
 }

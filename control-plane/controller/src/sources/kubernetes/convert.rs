@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use outrigger_api::v1::{self, Health, Protocol};
@@ -152,9 +153,9 @@ fn instance(
 ) -> Instance {
     let (identity, labels, health) = match found {
         Found::Pod(pod) => (identity(pod, trust_domain), pod.labels.clone(), endpoint.health),
-        Found::Stranger => (None, Default::default(), endpoint.health),
+        Found::Stranger => (None, Arc::default(), endpoint.health),
         // In plaintext to somebody who may be in the mesh: never. It is a matter of milliseconds.
-        Found::Unknown => (None, Default::default(), Health::Unready),
+        Found::Unknown => (None, Arc::default(), Health::Unready),
     };
     Instance {
         id: endpoint.pod.as_deref().map_or_else(|| endpoint.address.to_string(), str::to_owned),

@@ -31,6 +31,9 @@ pub(crate) struct Fake {
     changes: watch::Sender<u64>,
 }
 
+/// By kind and `<namespace>/<name>`.
+type Objects = BTreeMap<(String, String), Value>;
+
 #[derive(Default)]
 pub(crate) struct World {
     version: u64,
@@ -50,7 +53,7 @@ pub(crate) struct World {
     /// Second pages that get 410 before one is answered.
     pub(crate) late_pages: u32,
     /// What lists say instead of the present: an older server.
-    old: Option<(u64, BTreeMap<(String, String), Value>)>,
+    old: Option<(u64, Objects)>,
     /// Answers to token reviews, by token.
     pub(crate) reviews: HashMap<String, Value>,
     /// Requests: the kinds of lists that began, pages, watches.
@@ -262,9 +265,11 @@ fn events(fake: Fake, kind: String, from: u64, cut: u64) -> Response {
                     }
                     let new = world.log.iter().filter(|change| change.version > from);
                     let new = new.filter(|change| change.kind == kind || change.kind.is_empty());
-                    let text: String = new
-                        .map(|change| format!("{}\n", json!({"type": change.event, "object": change.object})))
-                        .collect();
+                    let mut text = String::new();
+                    for change in new {
+                        text += &json!({"type": change.event, "object": change.object}).to_string();
+                        text.push('\n');
+                    }
                     (text, world.version)
                 };
                 if !text.is_empty() {

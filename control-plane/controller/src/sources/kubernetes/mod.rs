@@ -61,14 +61,14 @@ pub(crate) struct Settings {
 }
 
 /// Starts the source. Must be called in a tokio runtime; ends with `stop`.
-pub(crate) fn spawn(client: Client, settings: Settings, stop: &CancellationToken) -> Source {
+pub(crate) fn spawn(client: &Client, settings: Settings, stop: &CancellationToken) -> Source {
     let (sender, snapshots) = watch::channel(Arc::default());
     let (events, receiver) = mpsc::channel(EVENTS);
-    read::<Service>(&client, Update::Service, &events, stop);
-    read::<Slice>(&client, Update::Slice, &events, stop);
-    read::<Pod>(&client, |event| Update::Pod(Box::new(event)), &events, stop);
-    read::<Node>(&client, Update::Node, &events, stop);
-    read::<ServiceRange>(&client, Update::Range, &events, stop);
+    read::<Service>(client, Update::Service, &events, stop);
+    read::<Slice>(client, Update::Slice, &events, stop);
+    read::<Pod>(client, |event| Update::Pod(Box::new(event)), &events, stop);
+    read::<Node>(client, Update::Node, &events, stop);
+    read::<ServiceRange>(client, Update::Range, &events, stop);
     let collector = Collector::new(settings, sender);
     let stop = stop.clone();
     tokio::spawn(async move { stop.run_until_cancelled(collector.run(receiver)).await });
@@ -217,13 +217,17 @@ impl Collector {
     }
 
     async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        // As long again as the last one took: a cluster that churns costs half of one thread at most.
+        let mut pause = COALESCE;
         while let Some(first) = updates.recv().await {
             self.take(first);
-            let end = Instant::now() + COALESCE;
+            let end = Instant::now() + pause;
             while let Ok(Some(next)) = tokio::time::timeout_at(end, updates.recv()).await {
                 self.take(next);
             }
+            let started = Instant::now();
             self.publish();
+            pause = COALESCE.max(started.elapsed());
         }
     }
 

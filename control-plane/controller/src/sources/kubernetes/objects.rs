@@ -97,6 +97,7 @@ pub(super) struct Service {
 
 /// A port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "the names are the API's")]
 pub(super) struct Port {
     pub(super) port: u16,
     pub(super) name: String,

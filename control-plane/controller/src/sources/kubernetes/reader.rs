@@ -28,7 +28,7 @@ use super::objects::{Kind, ObjectKey, version};
 /// Objects of a page: what API servers use themselves.
 const PAGE: u32 = 500;
 /// For one page. A server that takes longer is overloaded; asking again later helps it more.
-const PAGE_LIMIT: Duration = Duration::from_secs(60);
+const PAGE_LIMIT: Duration = Duration::from_mins(1);
 /// A watch is opened within this or not at all.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
 /// The shortest watch; half of that again is drawn on top, so that not all kinds end at once.
@@ -152,7 +152,7 @@ impl<K: Kind, U> Reader<K, U> {
                 }
                 Ok(Err(error)) => self.failed(format!("cannot list {}: {}", K::NAME, reason(&error))).await?,
                 Err(_) => {
-                    self.failed(format!("cannot list {}: no answer within {PAGE_LIMIT:?}", K::NAME)).await?
+                    self.failed(format!("cannot list {}: no answer within {PAGE_LIMIT:?}", K::NAME)).await?;
                 }
             }
         }
@@ -209,7 +209,7 @@ impl<K: Kind, U> Reader<K, U> {
                     }
                 }
                 Ended::Slow => {
-                    self.failed(format!("cannot watch {}: no answer within {OPEN_LIMIT:?}", K::NAME)).await?
+                    self.failed(format!("cannot watch {}: no answer within {OPEN_LIMIT:?}", K::NAME)).await?;
                 }
                 Ended::Failed(error) => {
                     if let kube::Error::Api(status) = &error

@@ -30,7 +30,7 @@ fn client(api: &Fake) -> Client {
 impl Bench {
     fn on(api: Fake) -> Self {
         let stop = CancellationToken::new();
-        let source = spawn(client(&api), settings(), &stop);
+        let source = spawn(&client(&api), settings(), &stop);
         let mut recorded = source.snapshots.clone();
         // Keeps every snapshot that it sees: what stays must be in each.
         let recorder = tokio::spawn(async move {
@@ -48,10 +48,7 @@ impl Bench {
     async fn until(&mut self, what: &str, is_it: impl FnMut(&Arc<Snapshot>) -> bool) -> Arc<Snapshot> {
         let found = tokio::time::timeout(DEADLINE, self.snapshots.wait_for(is_it)).await;
         let found = found.map(|found| found.map(|found| Arc::clone(&found)));
-        match found {
-            Ok(found) => found.unwrap(),
-            Err(_) => panic!("{what}: {:?}", self.snapshots.borrow()),
-        }
+        found.unwrap_or_else(|_| panic!("{what}: {:?}", self.snapshots.borrow())).unwrap()
     }
 
     async fn synced(&mut self) -> Arc<Snapshot> {

@@ -1,3 +1,8 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "a case reads better without a reference to each piece of JSON"
+)]
+
 use serde_json::{Value, json};
 
 use super::super::objects::{Kind, raw};
@@ -93,6 +98,7 @@ fn a_service_has_its_ports_addresses_names_and_endpoints() {
 
 #[test]
 fn conditions_say_who_may_be_chosen() {
+    use Health::{Draining, Healthy, Unready};
     let service = service_of(json!({"clusterIP": "None", "ports": [{"port": 80}]}));
     assert_eq!(service.cluster_ips, Vec::<IpAddr>::new());
     let endpoint = |last: u8, conditions: Value| json!({"addresses": [format!("10.0.0.{last}")], "conditions": conditions});
@@ -112,7 +118,6 @@ fn conditions_say_who_may_be_chosen() {
     );
     let health: Vec<_> =
         made(&service, &[&slice], &[]).unwrap().instances.iter().map(|one| one.health).collect();
-    use Health::{Draining, Healthy, Unready};
     assert_eq!(health, [Healthy, Healthy, Draining, Unready, Unready, Draining, Healthy]);
 }
 
