@@ -78,7 +78,8 @@ impl World {
     /// Installs or upgrades the chart of a folder.
     async fn put(&self, folder: &Path, more: &[&str]) -> anyhow::Result<()> {
         let folder = folder.to_str().context("a folder's name is text")?;
-        let mut arguments = vec!["upgrade", "--install", "outrigger", folder];
+        // An upgrade without values would keep those of the last one.
+        let mut arguments = vec!["upgrade", "--install", "--reset-values", "outrigger", folder];
         arguments.extend(more);
         self.helm(&arguments).await.map(drop)
     }
