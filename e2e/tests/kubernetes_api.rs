@@ -216,8 +216,8 @@ async fn controllers(world: std::sync::Arc<World>) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    let pods = Api::<Pod>::namespaced(client.clone(), "fleet").list(&ListParams::default().labels("app=web"));
-    ensure!(pods.await?.items.len() == 2);
+    let pods = Api::<Pod>::namespaced(client.clone(), "fleet");
+    ensure!(pods.list(&ListParams::default().labels("app=web")).await?.items.len() == 2);
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), "fleet");
     wait_until(LIMIT, "a slice of each family", || async {
         let found = slices.list(&ListParams::default()).await?.items;
