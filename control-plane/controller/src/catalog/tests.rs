@@ -121,7 +121,7 @@ fn a_pod_is_at_its_addresses_and_services_lead_to_it() {
     assert_eq!((at(&catalog, "10.0.0.1"), at(&catalog, "10.0.0.3").is_some()), (None, true));
     assert!(again.keys.contains(&Key::Service(new.key)));
 
-    let taken = service("web-0._pod", vec![instance("evil", "10.6.6.6", 80)]);
+    let taken = service("web-0._pod.shop", vec![instance("evil", "10.6.6.6", 80)]);
     catalog.apply(1, snapshot([taken], Sync::Synced));
     assert!(catalog.at_endpoint("10.6.6.6:80".parse().unwrap()).next().is_none());
     assert!(catalog.sources().nth(1).unwrap().refused[0].reason.contains("rename"));

@@ -107,7 +107,6 @@ fn a_stranger_in_a_meshed_service_is_no_endpoint() {
     let mixed = || vec![endpoint("meshed", "spiffe://outrigger.local/ns/a/sa/b"), endpoint("stranger", "")];
     assert_eq!(left("consul", false, mixed()), ["meshed"]);
     assert_eq!(left("file", false, mixed()), ["meshed", "stranger"], "a file is somebody's word");
-    assert_eq!(left("consul,file", false, mixed()), ["meshed", "stranger"]);
     let plain = vec![endpoint("a", ""), endpoint("b", "")];
     assert_eq!(left("consul", false, plain.clone()), ["a", "b"], "a service that is not meshed");
     assert_eq!(left("consul", true, plain).len(), 0, "its last claimed endpoint left, and strangers stayed");

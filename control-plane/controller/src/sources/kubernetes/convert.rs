@@ -1,7 +1,7 @@
 //! From objects to services and workloads. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -192,10 +192,19 @@ pub(super) fn protocol(app_protocol: Option<&str>, name: &str) -> Protocol {
     .unwrap_or(Protocol::Unspecified)
 }
 
+/// The first address behind that of the network itself.
+fn first_host(range: &IpNet) -> Option<IpAddr> {
+    let next = match range.network() {
+        IpAddr::V4(network) => Ipv4Addr::from_bits(network.to_bits().checked_add(1)?).into(),
+        IpAddr::V6(network) => Ipv6Addr::from_bits(network.to_bits().checked_add(1)?).into(),
+    };
+    range.contains(&next).then_some(next)
+}
+
 /// The probes as proxies are told them. A connection says nothing of who asks, so it passes from the node only: its own
 /// addresses, and the first of its pod ranges, which is the bridge's.
 fn probes(pod: &Pod, node: &Node) -> Vec<v1::Probe> {
-    let gateways = node.pod_ranges.iter().filter_map(|range| range.hosts().next());
+    let gateways = node.pod_ranges.iter().filter_map(first_host);
     let nodes: BTreeSet<IpAddr> = pod.node_addresses.iter().copied().chain(gateways).collect();
     let nodes: Vec<String> = nodes.into_iter().map(|address| IpNet::from(address).to_string()).collect();
     let probe = |probe: &Probe| {

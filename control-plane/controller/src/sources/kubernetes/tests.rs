@@ -162,7 +162,10 @@ async fn a_first_list_comes_in_pages_and_starts_over_when_one_is_late() {
     let mut bench = Bench::on(api);
     let synced = bench.synced().await;
     assert_eq!(synced.services.len(), 1201);
-    let (lists, pages) = (bench.api.world().lists.len(), bench.api.world().pages);
+    let (lists, pages) = {
+        let world = bench.api.world();
+        (world.lists.len(), world.pages)
+    };
     assert_eq!((lists, pages), (6, 1 + 3 + 4), "five kinds and one more list; its pages are 500, 500, 201");
 }
 
