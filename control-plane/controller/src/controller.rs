@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use aws_lc_rs::digest;
+use kube::Client;
 use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, TrustDomain, renew_at, retry_delay};
 use outrigger_policy::catalog::Defaults;
 use outrigger_policy::kinds;
@@ -26,6 +27,7 @@ use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
 use crate::policies::consul::ConsulStore;
 use crate::policies::embedded::Embedded;
+use crate::policies::kubernetes::{KubernetesStore, status};
 use crate::policies::writer::Writer;
 use crate::policies::{PolicyStore, resolver};
 use crate::push::{Ads, Proxies};
@@ -83,7 +85,8 @@ impl Controller {
             .context("cannot issue the controller's own certificate")?;
 
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
-        let policies = open_policies(config, &store)?;
+        let client = if config.kubernetes.enabled { Some(config.kubernetes.client().await?) } else { None };
+        let (policies, cluster_policies) = open_policies(config, &store, client)?;
         let (resolutions, resolved) = watch::channel(None);
         let mut sources = start_sources(config, &stop)?;
         if sources.is_empty() {
@@ -110,6 +113,11 @@ impl Controller {
         }
         let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions, tasks.clone());
         tasks.spawn(until(stop.clone(), resolving));
+        if let Some(store) = cluster_policies {
+            let leading = watch::Sender::new(true).subscribe();
+            let writing = status::run(store, resolved.clone(), Arc::clone(&proxies), leading);
+            tasks.spawn(until(stop.clone(), writing));
+        }
         let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
         let own = keep_renewed(
             Arc::clone(&ca),
@@ -201,10 +209,20 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn open_policies(config: &Config, store: &Arc<Store>) -> anyhow::Result<Arc<dyn PolicyStore>> {
-    Ok(match config.policies.store {
-        StoreKind::Embedded => Arc::new(Embedded::load(Arc::clone(store))?),
-        StoreKind::Consul => Arc::new(ConsulStore::start(config.consul.client()?)?),
+/// The store of policies; the second is the same one, where it is the cluster's, which wants statuses written.
+type Stores = (Arc<dyn PolicyStore>, Option<Arc<KubernetesStore>>);
+
+fn open_policies(config: &Config, store: &Arc<Store>, client: Option<Client>) -> anyhow::Result<Stores> {
+    Ok(match (config.policies.store, client) {
+        (StoreKind::Embedded, _) => (Arc::new(Embedded::load(Arc::clone(store))?), None),
+        (StoreKind::Consul, _) => (Arc::new(ConsulStore::start(config.consul.client()?)?), None),
+        (StoreKind::Kubernetes, Some(client)) => {
+            let store = Arc::new(KubernetesStore::start(client));
+            (Arc::clone(&store) as Arc<dyn PolicyStore>, Some(store))
+        }
+        (StoreKind::Kubernetes, None) => {
+            anyhow::bail!("policies.store: `kubernetes` needs kubernetes.enabled")
+        }
     })
 }
 

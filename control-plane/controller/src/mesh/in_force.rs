@@ -170,6 +170,7 @@ impl Mesh {
             mesh_namespace: self.settings.mesh_namespace.clone(),
             defaults: self.settings.defaults.clone(),
             services: keys.iter().filter_map(view).collect(),
+            grants: None,
         }
     }
 
