@@ -203,7 +203,9 @@ fn reasons(object: &DynamicObject, conditions: &Value) -> anyhow::Result<Vec<Str
     let all = conditions.as_array().context("it has no conditions")?;
     let current = all.iter().all(|one| one["observedGeneration"].as_i64() == object.metadata.generation);
     ensure!(current, "they are of an older generation");
-    let said = |one: &Value| format!("{} {}", one["type"].as_str().unwrap_or_default(), one["reason"].as_str().unwrap_or_default());
+    let said = |one: &Value| {
+        format!("{} {}", one["type"].as_str().unwrap_or_default(), one["reason"].as_str().unwrap_or_default())
+    };
     Ok(all.iter().map(said).collect())
 }
 
@@ -305,7 +307,11 @@ async fn last_good(world: std::sync::Arc<World>) -> anyhow::Result<()> {
 
     let crds: Api<DynamicObject> = Api::all_with(
         client.clone(),
-        &ApiResource::from_gvk(&GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition")),
+        &ApiResource::from_gvk(&GroupVersionKind::gvk(
+            "apiextensions.k8s.io",
+            "v1",
+            "CustomResourceDefinition",
+        )),
     );
     crds.delete("accesspolicies.outrigger.dev", &DeleteParams::default()).await?;
     wait_until(LIMIT, "the controller to say so", || async {

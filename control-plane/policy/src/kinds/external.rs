@@ -26,7 +26,7 @@ pub struct ExternalService {
                 "a name of .mesh, .consul or .cluster.local is inside of the mesh",
             ),
             (
-                r"self.all(host, host.startsWith('*.') || host.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'))",
+                "self.all(host, host.startsWith('*.') || host.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'))",
                 "a host is a DNS name in lower case",
             ),
         ]))

@@ -159,9 +159,7 @@ pub struct Retry {
     /// Left out: `gateway-error`, `reset` and `connect-failure`. To name a gRPC status is to say that calls which end with it may be
     /// repeated, although their method is POST.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = MAX_RETRY_ON), extend("x-kubernetes-validations" = cel(&[
-        ("self.all(one, self.exists_one(other, other == one))", "something is there twice: one must go"),
-    ])))]
+    #[schemars(length(min = 1, max = MAX_RETRY_ON), extend("x-kubernetes-list-type" = "set"))]
     pub on: Option<Vec<RetryOn>>,
     /// Also requests that are not idempotent (RFC 9110, 9.2.2) and bear no Idempotency-Key.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
