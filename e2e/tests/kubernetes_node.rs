@@ -324,7 +324,8 @@ async fn projected_token(world: Arc<World>) -> anyhow::Result<()> {
     let token = node.exec("basics", "token", "shell", &["cat", "/var/run/secrets/outrigger/token"]).await?;
     let spec = TokenReviewSpec { token: Some(token), audiences: Some(vec!["outrigger".to_owned()]) };
     let review = TokenReview { spec, ..Default::default() };
-    let review = Api::<TokenReview>::all(node.client()).create(&kube::api::PostParams::default(), &review).await?;
+    let review =
+        Api::<TokenReview>::all(node.client()).create(&kube::api::PostParams::default(), &review).await?;
     let user = review.status.context("a review has a status")?.user.context("the token was refused")?;
     let pod = user.extra.and_then(|extra| extra.get("authentication.kubernetes.io/pod-name").cloned());
     ensure!(pod == Some(vec!["token".to_owned()]), "the token is bound to {pod:?}");

@@ -122,6 +122,8 @@ pub enum PolicyStore {
     /// Consul's key-value store under `outrigger/`, by the settings of `consul`. The token needs
     /// `key_prefix "outrigger/" { policy = "write" }`.
     Consul,
+    /// Objects of the Kubernetes API, by the settings of `kubernetes`.
+    Kubernetes,
 }
 
 /// Logging.
@@ -353,6 +355,9 @@ impl Config {
         }
         if self.policies.store == PolicyStore::Consul && self.consul.addresses.is_empty() {
             faults.push("policies.store: `consul` needs consul.addresses".to_owned());
+        }
+        if self.policies.store == PolicyStore::Kubernetes && !self.kubernetes.enabled {
+            faults.push("policies.store: `kubernetes` needs kubernetes.enabled".to_owned());
         }
         if self.consul.cert_file.is_some() != self.consul.key_file.is_some() {
             faults.push("consul: cert_file and key_file belong together".to_owned());

@@ -29,6 +29,7 @@ use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
 use crate::policies::consul::ConsulStore;
 use crate::policies::embedded::Embedded;
+use crate::policies::kubernetes::{KubernetesStore, status};
 use crate::policies::writer::Writer;
 use crate::policies::{PolicyStore, resolver};
 use crate::push::{Ads, Proxies};
@@ -87,7 +88,7 @@ impl Controller {
             .context("cannot issue the controller's own certificate")?;
 
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
-        let policies = open_policies(config, &store)?;
+        let (policies, cluster_policies) = open_policies(config, &store, kubernetes.clone())?;
         let (resolutions, resolved) = watch::channel(None);
         let mut sources = start_sources(config, kubernetes.as_ref(), &stop)?;
         if sources.is_empty() {
@@ -114,7 +115,7 @@ impl Controller {
         }
         let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions, tasks.clone());
         tasks.spawn(until(stop.clone(), resolving));
-        let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
+        let writer = Writer::new(policies, resolved.clone(), Arc::clone(&metrics));
         let own = keep_renewed(
             issuer.clone(),
             identity.clone(),
@@ -128,7 +129,11 @@ impl Controller {
             tasks.spawn(until(stop.clone(), authority.keep(Arc::clone(&metrics))));
         }
         if let Some(client) = &kubernetes {
-            lead(client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+            let leads = lead(client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+            if let Some(store) = cluster_policies {
+                let writing = status::run(store, resolved.clone(), Arc::clone(&proxies), leads);
+                tasks.spawn(until(stop.clone(), writing));
+            }
         }
 
         let mut attestors: Vec<Box<dyn Attestor>> = vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))];
@@ -200,7 +205,7 @@ impl Controller {
     }
 }
 
-/// Takes part in the election, and does what only the leader does while this replica is it.
+/// Takes part in the election, and does what only the leader does while this replica is it; says when that is.
 fn lead(
     client: &Client,
     namespace: &str,
@@ -208,7 +213,7 @@ fn lead(
     metrics: &Metrics,
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) {
+) -> watch::Receiver<bool> {
     let leader = metrics.leader.clone();
     let leadership = leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
     let (roots, of) = (ca.bundle().to_pem(), namespace.to_owned());
@@ -217,9 +222,11 @@ fn lead(
         leadership.clone().run(move || bundles::keep(client.clone(), of.clone(), roots.clone()))
     };
     tasks.spawn(until(stop.clone(), keep_bundles));
+    let leads = leadership.leads();
     let (client, of) = (client.clone(), namespace.to_owned());
     let keep_webhook = leadership.run(move || webhook::keep(client.clone(), of.clone()));
     tasks.spawn(until(stop.clone(), keep_webhook));
+    leads
 }
 
 /// Who may call the API (`api::access` says why).
@@ -253,10 +260,20 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn open_policies(config: &Config, store: &Arc<Store>) -> anyhow::Result<Arc<dyn PolicyStore>> {
-    Ok(match config.policies.store {
-        StoreKind::Embedded => Arc::new(Embedded::load(Arc::clone(store))?),
-        StoreKind::Consul => Arc::new(ConsulStore::start(config.consul.client()?)?),
+/// The store of policies; the second is the same one, where it is the cluster's, which wants statuses written.
+type Stores = (Arc<dyn PolicyStore>, Option<Arc<KubernetesStore>>);
+
+fn open_policies(config: &Config, store: &Arc<Store>, client: Option<Client>) -> anyhow::Result<Stores> {
+    Ok(match (config.policies.store, client) {
+        (StoreKind::Embedded, _) => (Arc::new(Embedded::load(Arc::clone(store))?), None),
+        (StoreKind::Consul, _) => (Arc::new(ConsulStore::start(config.consul.client()?)?), None),
+        (StoreKind::Kubernetes, Some(client)) => {
+            let store = Arc::new(KubernetesStore::start(client));
+            (Arc::clone(&store) as Arc<dyn PolicyStore>, Some(store))
+        }
+        (StoreKind::Kubernetes, None) => {
+            anyhow::bail!("policies.store: `kubernetes` needs kubernetes.enabled")
+        }
     })
 }
 

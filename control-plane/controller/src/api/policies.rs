@@ -9,21 +9,19 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use outrigger_policy::resolve::Condition;
-use outrigger_policy::{Fault, Key, Kind, Object, Parsed, Stored, parse};
+use outrigger_policy::{Catalog, Fault, Key, Kind, Object, Parsed, Stored, parse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::access::{Caller, Permission};
 use super::{Api, Code, failed, failed_with};
+use crate::policies::counts::{Counts, counts};
 use crate::policies::writer::{Applied, Apply, Refused};
-use crate::push::Taken;
 
 /// Bytes of a request that applies: as many as a file of policies may have.
 pub(super) const MAX_APPLY: usize = 4 * 1024 * 1024;
 /// Objects of one request.
 const MAX_OBJECTS: usize = 1000;
-/// Proxies that are listed as having refused an object.
-const LISTED_REFUSALS: usize = 100;
 /// Where objects are that name no namespace.
 const DEFAULT_NAMESPACE: &str = outrigger_policy::kind::DEFAULT_NAMESPACE;
 /// Who writes, as a caller with the admin token says: all of them bear the same one, so that it is a note and no proof.
@@ -44,20 +42,6 @@ struct Item<'a> {
 struct Status<'a> {
     conditions: &'a [Condition],
     proxies: Counts,
-}
-
-/// The proxies that an object was sent to.
-#[derive(Debug, Clone, Default, Serialize)]
-struct Counts {
-    on: usize,
-    accepted: usize,
-    refused: Vec<Refusal>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Refusal {
-    proxy: String,
-    reason: String,
 }
 
 /// Which policies are asked for.
@@ -89,7 +73,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Response {
         Err(error) => return failed(Code::BadRequest, &error),
     };
     let picture = api.writer.picture();
-    let counts = counts(&api);
+    let counts = counts(&api.proxies);
     let resolution = api.writer.resolution();
     let chosen = picture.policies.iter().filter(|(key, _)| {
         kind.is_none_or(|kind| kind == key.kind)
@@ -113,7 +97,7 @@ pub(super) async fn one(State(api): State<Arc<Api>>, Path(path): Path<(String, S
     let Some((key, stored)) = found else { return no_such_object() };
     let resolution = api.writer.resolution();
     let conditions = resolution.as_ref().map_or(&[][..], |resolution| resolution.resolved.conditions(&key));
-    let proxies = counts(&api).remove(&key).unwrap_or_default();
+    let proxies = counts(&api.proxies).remove(&key).unwrap_or_default();
     Json(Item { stored, status: Status { conditions, proxies } }).into_response()
 }
 
@@ -255,7 +239,8 @@ pub(super) async fn rollback(
 }
 
 pub(super) async fn catalog(State(api): State<Arc<Api>>) -> Response {
-    Json(api.mesh.policy_catalog()).into_response()
+    let grants = api.writer.picture().grants.clone();
+    Json(Catalog { grants, ..api.mesh.policy_catalog() }).into_response()
 }
 
 /// An object as a file would have it, with all that is wrong with it.
@@ -273,24 +258,6 @@ fn read(name: &str, object: &Value) -> Result<Parsed, Vec<Fault>> {
             ..Fault::default()
         }]),
     }
-}
-
-fn counts(api: &Api) -> BTreeMap<Key, Counts> {
-    let mut counts: BTreeMap<Key, Counts> = BTreeMap::new();
-    for (proxy, policies) in api.proxies.policies() {
-        for (key, taken) in policies {
-            let count = counts.entry(key).or_default();
-            count.on += 1;
-            match taken {
-                Taken::Accepted => count.accepted += 1,
-                Taken::Refused(reason) if count.refused.len() < LISTED_REFUSALS => {
-                    count.refused.push(Refusal { proxy: proxy.clone(), reason: reason.to_string() });
-                }
-                Taken::Sent | Taken::Refused(_) => {}
-            }
-        }
-    }
-    counts
 }
 
 /// The key of a path. `None`: no object can have it.

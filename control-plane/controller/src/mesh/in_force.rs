@@ -187,6 +187,7 @@ impl Mesh {
             defaults: self.settings.defaults.clone(),
             services: keys.iter().filter_map(view).collect(),
             workloads,
+            grants: None,
         }
     }
 

@@ -47,6 +47,7 @@ pub(crate) struct Resolution {
 impl Resolution {
     /// Works it out.
     pub(crate) fn new(picture: &Picture, catalog: Catalog) -> Self {
+        let catalog = Catalog { grants: picture.grants.clone(), ..catalog };
         let resolved = resolve::resolve(&picture.policies, &catalog);
         let of_catalog = catalog.services.iter().filter_map(|s| ServiceKey::new(&s.name, &s.namespace).ok());
         let of_policies = resolved.externals().iter().filter_map(|s| ServiceKey::parse(&s.service).ok());
