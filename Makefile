@@ -6,7 +6,11 @@ CONSUL ?=
 QUICK ?=
 UPDATE ?=
 FUZZ ?= 20
+KEEP ?=
+STOP ?=
 BENCH ?=
+ARCH ?=
+TAG ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -20,20 +24,29 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --re
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.PHONY: need-rust need-go need-cc need-curl need-python need-valgrind
+.PHONY: need-rust need-go need-cc need-curl need-node need-python need-valgrind need-buildah
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "make: Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
 need-cc:
 	@command -v cc >/dev/null || { echo "make: a C compiler is missing (the TLS library needs one): apt-get install gcc" >&2; exit 1; }
 need-go:
-	@command -v go >/dev/null || { echo "make: Go is missing (the tests build a real Consul with it): install it from https://go.dev/dl" >&2; exit 1; }
+	@command -v go >/dev/null || { echo "make: Go is missing (the tests build a real Consul and Kubernetes with it): install it from https://go.dev/dl" >&2; exit 1; }
 
 need-python:
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python 3 with venv and pip is missing (the tests run its gRPC as a peer): apt-get install python3-venv" >&2; exit 1; }
 need-valgrind:
 	@command -v valgrind >/dev/null || { echo "make: valgrind is missing: apt-get install valgrind" >&2; exit 1; }
+need-node:
+	@[ "$$(id -u)" = 0 ] || { echo "make: a Kubernetes node needs root" >&2; exit 1; }
+	@missing=; for one in containerd:containerd runc:runc nft:nftables ip:iproute2 curl:curl; do \
+		command -v $${one%:*} >/dev/null || missing="$$missing $${one#*:}"; done; \
+	[ -x /usr/lib/cni/bridge ] || missing="$$missing containernetworking-plugins"; \
+	[ -z "$$missing" ] || { echo "make: a Kubernetes node needs more of Debian: apt-get install$$missing" >&2; exit 1; }
 need-curl:
 	@command -v curl >/dev/null || { echo "make: curl is missing (the tests' unchanged client): apt-get install curl" >&2; exit 1; }
+
+need-buildah:
+	@command -v buildah >/dev/null || { echo "make: buildah is missing: apt-get install buildah" >&2; exit 1; }
 
 .PHONY: build
 build: need-rust need-cc ## Build the three binaries for development (target/debug)
@@ -42,6 +55,10 @@ build: need-rust need-cc ## Build the three binaries for development (target/deb
 .PHONY: release
 release: need-rust need-cc ## Build the three static binaries (target/<host>/release)
 	$(STATIC) -p outrigger -p outrigger-controller -p outrigger-proxy
+
+.PHONY: image
+image: need-rust need-cc need-buildah ## Build the three images (ARCH=arm64: for that machine; TAG=: another tag than the version)
+	@charts/images.sh $(if $(ARCH)$(TAG),"$(ARCH)" "$(TAG)")
 
 .PHONY: demo
 demo: build ## Run the mesh on this machine, no root needed (ONCE=1: headless; CONSUL=1: on a real Consul)
@@ -57,7 +74,7 @@ quick: lint ## The inner loop: lint, unit and property tests
 	$(CARGO) test --locked --workspace --exclude outrigger-e2e
 
 .PHONY: test
-test: need-rust need-cc need-go need-python need-curl tools build ## All tests that need no root: unit, property, namespaces, a real Consul
+test: need-rust need-cc need-go need-python need-curl tools build ## All tests that need no root: unit, property, namespaces, a real Consul, a real Kubernetes API
 	$(CARGO) test --locked --workspace --exclude outrigger-e2e
 	$(CARGO) test --locked -p outrigger-e2e
 	$(BIN)/outrigger demo --once
@@ -66,6 +83,23 @@ test: need-rust need-cc need-go need-python need-curl tools build ## All tests t
 test-root: need-rust need-cc need-go need-python need-curl tools build ## The suites that need several uids or Debian's servers (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make: test-root needs root" >&2; exit 1; }
 	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features debian
+
+.PHONY: tools-node
+tools-node: need-go ## Build what a Kubernetes node is made of
+	@e2e/tools/build.sh api node
+
+.PHONY: kubernetes
+ifdef STOP
+kubernetes: ## Suites on a real Kubernetes node (root; KEEP=1: leave a node up to work with; STOP=1: take it down)
+	$(CARGO) run --locked -q -p outrigger-e2e --bin e2e-node -- stop
+else ifdef KEEP
+kubernetes: need-rust need-cc need-go need-node tools-node build
+	OUTRIGGER_ROOT_SUITES=1 $(BIN)/e2e-node keep
+else
+kubernetes: need-rust need-cc need-go need-node tools-node build
+	@$(BIN)/e2e-node stop
+	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features node --test kubernetes_node
+endif
 
 .PHONY: soak
 soak: tools build ## The suites at full length

@@ -106,7 +106,8 @@ impl TrustBundle {
         self.0.epoch
     }
 
-    pub(crate) fn same_roots(&self, other: &Self) -> bool {
+    /// Whether both trust the same roots, in whatever order.
+    pub fn same_roots(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.0.roots, &other.0.roots);
         ours.len() == theirs.len() && ours.iter().all(|root| theirs.contains(root))
     }

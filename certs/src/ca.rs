@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::bundle::{BundleError, TrustBundle};
 use crate::csr::{self, CsrError};
-use crate::identity::{SpiffeId, TrustDomain};
+use crate::identity::{IdentityError, SpiffeId, TrustDomain};
 use crate::key::{KeyError, KeyPair};
 use crate::leaf::{self, Leaf, LeafError};
 use crate::pem_text::{self, MAX_PEM_BYTES};
@@ -109,6 +109,23 @@ pub struct SignedLeaf {
     pub not_after: SystemTime,
 }
 
+/// The material of a CA, PEM: what [`CertificateAuthority::from_pem`] takes.
+#[derive(Clone)]
+pub struct Material {
+    /// The issuing certificate, then further intermediates.
+    pub certificates: String,
+    /// The issuing certificate's key.
+    pub key: Zeroizing<String>,
+    /// Every root that is to be trusted.
+    pub roots: String,
+}
+
+impl fmt::Debug for Material {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Material").field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
 /// Signs identities of one trust domain.
 pub struct CertificateAuthority {
     key: Zeroizing<rcgen::KeyPair>,
@@ -146,24 +163,19 @@ impl CertificateAuthority {
         })
     }
 
-    /// The text of a new store: issuing certificate, its key, root certificate, its key; for a place that is not a
-    /// directory (a Kubernetes Secret). [`from_store`](Self::from_store) reads it back.
+    /// The text of a new store: issuing certificate, its key, root certificate, its key.
+    /// [`from_store`](Self::from_store) reads it back.
     pub fn generate_pem(trust_domain: &TrustDomain) -> Result<Zeroizing<String>, CaError> {
-        let now = SystemTime::now();
-        let make = || -> Result<Zeroizing<String>, rcgen::Error> {
-            let root_key = Zeroizing::new(rcgen::KeyPair::generate()?);
-            let root_params = ca_params("Outrigger root", trust_domain, 1, now)?;
-            let root = root_params.self_signed(&*root_key)?;
-            let root_issuer = rcgen::Issuer::from_params(&root_params, &*root_key);
-            let key = Zeroizing::new(rcgen::KeyPair::generate()?);
-            let issuer =
-                ca_params("Outrigger issuing CA", trust_domain, 0, now)?.signed_by(&*key, &root_issuer)?;
-            let (key_pem, root_key_pem) =
-                (Zeroizing::new(key.serialize_pem()), Zeroizing::new(root_key.serialize_pem()));
-            let parts = [issuer.pem().as_str(), &key_pem, root.pem().as_str(), &root_key_pem].concat();
-            Ok(Zeroizing::new(parts))
-        };
-        make().map_err(CaError::Generate)
+        let (made, root_key) = generate(trust_domain).map_err(CaError::Generate)?;
+        let parts = [made.certificates.as_str(), &made.key, &made.roots, &root_key].concat();
+        Ok(Zeroizing::new(parts))
+    }
+
+    /// The material of a new CA for a place that others can read too, such as a Kubernetes Secret. The root's key is
+    /// forgotten at once: what is not kept cannot leak, and a rotation brings a new root anyway.
+    /// [`from_pem`](Self::from_pem) reads it back.
+    pub fn generate(trust_domain: &TrustDomain) -> Result<Material, CaError> {
+        generate(trust_domain).map(|(made, _root_key)| made).map_err(CaError::Generate)
     }
 
     /// A CA from the text that [`generate_pem`](Self::generate_pem) made.
@@ -230,8 +242,7 @@ impl CertificateAuthority {
         let ca = Self { key, issuer, not_before, not_after, intermediates, bundle };
         // The last word is a peer's: sign something and check it as a workload would. It also finds what no single
         // check does, such as a subject in an encoding that rcgen does not repeat byte for byte.
-        let probe = SpiffeId::new(ca.bundle.trust_domain(), "outrigger", "probe")
-            .map_err(|error| unusable(what, error.to_string()))?;
+        let probe = probe(ca.bundle.trust_domain()).map_err(|error| unusable(what, error.to_string()))?;
         ca.issue_own(&probe, Duration::from_mins(1)).map_err(|error| {
             unusable(what, format!("a certificate that it signed is not accepted under the roots: {error}"))
         })?;
@@ -246,15 +257,25 @@ impl CertificateAuthority {
 
     /// A certificate with a fresh key for the controller itself.
     pub fn issue_own(&self, id: &SpiffeId, ttl: Duration) -> Result<Leaf, SignError> {
+        self.issue_under(id, ttl, &self.bundle)
+    }
+
+    fn issue_under(&self, id: &SpiffeId, ttl: Duration, bundle: &TrustBundle) -> Result<Leaf, SignError> {
         let now = SystemTime::now();
         let key = KeyPair::generate()?;
         let signed = self.sign_key(&key, id, ttl, now)?;
-        Ok(Leaf::accept(key, signed.chain, Some(id), &self.bundle, now)?)
+        Ok(Leaf::accept(key, signed.chain, Some(id), bundle, now)?)
     }
 
     /// The roots to publish. Their epoch is 1: they change only with the CA's material.
     pub fn bundle(&self) -> &TrustBundle {
         &self.bundle
+    }
+
+    /// Whether workloads that trust `bundle` accept what this CA signs.
+    pub fn is_trusted_by(&self, bundle: &TrustBundle) -> bool {
+        let Ok(probe) = probe(bundle.trust_domain()) else { return false };
+        self.issue_under(&probe, Duration::from_mins(1), bundle).is_ok()
     }
 
     /// When the issuing certificate, or one above it, ends, and with it everything that it can sign.
@@ -303,7 +324,10 @@ fn elapsed(from: SystemTime, to: SystemTime) -> Duration {
     to.duration_since(from).unwrap_or_default()
 }
 
-fn params(not_before: SystemTime, not_after: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+pub(crate) fn params(
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Result<CertificateParams, rcgen::Error> {
     let mut serial = [0; SERIAL_BYTES];
     aws_lc_rs::rand::fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
     let mut params = CertificateParams::default();
@@ -331,6 +355,25 @@ fn ca_params(
     Ok(params)
 }
 
+/// A new root, and an issuing certificate under it; the root's key apart.
+fn generate(trust_domain: &TrustDomain) -> Result<(Material, Zeroizing<String>), rcgen::Error> {
+    let now = SystemTime::now();
+    let root_key = Zeroizing::new(rcgen::KeyPair::generate()?);
+    let root_params = ca_params("Outrigger root", trust_domain, 1, now)?;
+    let root = root_params.self_signed(&*root_key)?;
+    let root_issuer = rcgen::Issuer::from_params(&root_params, &*root_key);
+    let key = Zeroizing::new(rcgen::KeyPair::generate()?);
+    let issuer = ca_params("Outrigger issuing CA", trust_domain, 0, now)?.signed_by(&*key, &root_issuer)?;
+    let made =
+        Material { certificates: issuer.pem(), key: Zeroizing::new(key.serialize_pem()), roots: root.pem() };
+    Ok((made, Zeroizing::new(root_key.serialize_pem())))
+}
+
+/// An identity to try a CA with.
+fn probe(trust_domain: &TrustDomain) -> Result<SpiffeId, IdentityError> {
+    SpiffeId::new(trust_domain, "outrigger", "probe")
+}
+
 fn unusable(what: &'static str, reason: impl Into<String>) -> CaError {
     CaError::Unusable { what, reason: reason.into() }
 }
@@ -342,7 +385,7 @@ fn parse_certificates(what: &'static str, text: &str) -> Result<Vec<CertificateD
     pem_text::certificates(text.as_bytes()).map_err(|error| unusable(what, error.to_string()))
 }
 
-fn parse_key(der: &PrivateKeyDer<'static>) -> Result<Zeroizing<rcgen::KeyPair>, CaError> {
+pub(crate) fn parse_key(der: &PrivateKeyDer<'static>) -> Result<Zeroizing<rcgen::KeyPair>, CaError> {
     rcgen::KeyPair::try_from(der).map(Zeroizing::new).map_err(|_| {
         unusable("key", "it is not a P-256, P-384, Ed25519 or RSA private key in PKCS#8, SEC1 or PKCS#1")
     })

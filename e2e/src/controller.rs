@@ -64,6 +64,11 @@ impl Controller {
         self.process.log()
     }
 
+    /// Its memory, as the kernel counts it.
+    pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
+        self.process.resident_bytes()
+    }
+
     /// Calls its API at `/api/v1<path>`.
     pub async fn api(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Reply> {
         call(&self.host, &self.data_dir, method, path, body).await

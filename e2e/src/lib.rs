@@ -10,11 +10,13 @@
 
 pub mod app;
 pub mod capture;
+pub mod chart;
 pub mod client;
 pub mod consul;
 pub mod controller;
 pub mod faults;
 pub mod figures;
+pub mod kubernetes;
 pub mod load;
 pub mod mesh;
 pub mod name_server;

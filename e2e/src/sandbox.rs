@@ -20,8 +20,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
 
+use crate::kubernetes::cgroups;
+
 /// Set in the second process of a suite; the value is the mode.
 const INSIDE: &str = "OUTRIGGER_E2E_INSIDE";
+/// Set beside it: the process that waits outside, by its id there.
+const OUTSIDE: &str = "OUTRIGGER_E2E_OUTSIDE";
 
 /// What unchanged clients find in `/etc/resolv.conf`. Nobody has this address: a sidecar's redirection answers for it.
 pub const NAMESERVER: &str = "10.77.0.53";
@@ -45,6 +49,8 @@ pub struct Sandbox {
     pub work: PathBuf,
     /// `target/figures`.
     pub figures: PathBuf,
+    /// The process that waits for the suite, by its id outside.
+    pub(crate) outside: u32,
 }
 
 /// The sandbox of this process.
@@ -111,16 +117,23 @@ fn start_again() -> anyhow::Result<ExitCode> {
         fs::write("/proc/self/uid_map", format!("0 {uid} 1")).context("writing /proc/self/uid_map")?;
         fs::write("/proc/self/gid_map", format!("0 {gid} 1")).context("writing /proc/self/gid_map")?;
     }
+    if real_root {
+        cgroups::sweep();
+    }
     let me = std::env::current_exe().context("finding the suite's own executable")?;
     let mut inside = Command::new(&me)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, if real_root { "root" } else { "user" })
+        .env(OUTSIDE, std::process::id().to_string())
         .stdin(Stdio::piped())
         .spawn()
         .with_context(|| format!("starting {} inside its namespaces", me.display()))?;
     // Held open until the suite has ended: `wait` would close it first.
     let _lifeline = inside.stdin.take();
     let status = inside.wait().context("waiting for the suite")?;
+    if real_root {
+        cgroups::remove_all(&cgroups::name(std::process::id()));
+    }
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
@@ -141,7 +154,12 @@ fn furnish(suite: &str, real_root: bool) -> anyhow::Result<Sandbox> {
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)
         .context("mounting /proc for the pid namespace (a container that masks /proc forbids it)")?;
     let me = std::env::current_exe().context("finding the suite's own executable")?;
-    let profile = me.parent().and_then(Path::parent).context("the suite lies in target/<profile>/deps")?;
+    let outside = std::env::var(OUTSIDE).ok().and_then(|id| id.parse().ok());
+    let outside = outside.context("the process that waits did not say who it is")?;
+    // A suite lies in target/<profile>/deps, a program in target/<profile>.
+    let folder = me.parent().context("the suite lies in target/<profile>/deps")?;
+    let profile = if folder.ends_with("deps") { folder.parent() } else { Some(folder) };
+    let profile = profile.context("the suite lies in target/<profile>/deps")?;
     let target = profile.parent().context("the suite lies in target/<profile>/deps")?;
     let logs = target.join("e2e").join(suite);
     if logs.exists() {
@@ -175,7 +193,7 @@ fn furnish(suite: &str, real_root: bool) -> anyhow::Result<Sandbox> {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         fs::write(&resolv_conf, text).context("writing resolv.conf")?;
     }
-    Ok(Sandbox { real_root, suite: suite.to_owned(), binaries, tools, logs, work, figures })
+    Ok(Sandbox { real_root, suite: suite.to_owned(), binaries, tools, logs, work, figures, outside })
 }
 
 fn bind(from: &Path, to: &Path) -> anyhow::Result<()> {

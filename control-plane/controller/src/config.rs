@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{kubernetes, sources};
+use crate::{injector, kubernetes, sources};
 
 /// The configuration of `outrigger-controller`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,6 +68,8 @@ pub struct Config {
     pub consul: sources::consul::Config,
     /// Services, identities and more from Kubernetes.
     pub kubernetes: kubernetes::Config,
+    /// The webhook that puts sidecars into pods: `--role injector`.
+    pub injector: injector::Config,
     /// Where policies are kept.
     pub policies: Policies,
 }
@@ -96,6 +98,7 @@ impl Default for Config {
             file: sources::file::Config::default(),
             consul: sources::consul::Config::default(),
             kubernetes: kubernetes::Config::default(),
+            injector: injector::Config::default(),
             policies: Policies::default(),
         }
     }
@@ -347,6 +350,9 @@ impl Config {
                 faults.push(format!("consul.addresses[{index}]: {error}"));
             }
         }
+        if sources::ServiceKey::new("service", &self.consul.default_namespace).is_err() {
+            faults.push("consul.default_namespace: 1 to 63 letters, digits and `-`".to_owned());
+        }
         if self.policies.store == PolicyStore::Consul && self.consul.addresses.is_empty() {
             faults.push("policies.store: `consul` needs consul.addresses".to_owned());
         }
@@ -356,6 +362,7 @@ impl Config {
         if self.consul.cert_file.is_some() != self.consul.key_file.is_some() {
             faults.push("consul: cert_file and key_file belong together".to_owned());
         }
+        faults.extend(self.injector.settings.faults().into_iter().map(|fault| format!("injector.{fault}")));
         if let Err(error) = self.log.level.parse::<tracing_subscriber::EnvFilter>() {
             faults.push(format!("log.level: {error}"));
         }

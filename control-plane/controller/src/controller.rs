@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use aws_lc_rs::digest;
 use kube::Client;
-use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, TrustDomain, renew_at, retry_delay};
+use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, renew_at, retry_delay};
 use outrigger_policy::catalog::Defaults;
 use outrigger_policy::kinds;
 use tokio::net::TcpListener;
@@ -20,9 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::announce::Announce;
-use crate::api::{self, AdminToken, Api};
-use crate::attest::JoinTokens;
+use crate::api::access::{Access, AdminToken, Cluster};
+use crate::api::{self, Api};
+use crate::attest::{Attestor, JoinTokens, ServiceAccounts};
+use crate::authority::{self, Issuer};
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
+use crate::kubernetes::{bundles, leader, webhook};
 use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
 use crate::policies::consul::ConsulStore;
@@ -34,15 +36,13 @@ use crate::push::{Ads, Proxies};
 use crate::server::{self, Services};
 use crate::sign::{Sign, SignLimits};
 use crate::sources::{self, Source};
-use crate::store::{Change, Store, Table};
-use crate::tokens::{Tokens, hex};
+use crate::store::Store;
+use crate::tokens::Tokens;
 
 /// How long open streams have to end after the stop.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
 /// The longest sleep of the task that renews our own leaf: a clock that jumps is noticed within a minute.
 const RENEWAL_CHECK: Duration = Duration::from_mins(1);
-/// The record of the store that names the root of the CA in the data directory.
-const OWN_ROOT: &str = "own-root";
 
 /// A running controller.
 #[derive(Debug)]
@@ -68,10 +68,13 @@ impl Controller {
         make_data_dir(data_dir)
             .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
         let store = Arc::new(Store::open(&data_dir.join("controller.redb"))?);
-        let ca = Arc::new(open_ca(config, &store).await?);
+        let kubernetes =
+            if config.kubernetes.enabled { Some(config.kubernetes.client().await?) } else { None };
+        let (issuer, in_cluster) = authority::open(config, &store, kubernetes.as_ref()).await?;
+        let ca = Arc::clone(&issuer.borrow());
         let identity = config.identity()?;
         write_root(&data_dir.join("root.pem"), &ca)?;
-        let admin = AdminToken::open_or_create(&data_dir.join("admin-token"))?;
+        let access = api_access(config, kubernetes.as_ref())?;
 
         let listener = bind(config.listen, "listen").await?;
         let api_listener = bind(config.api_listen, "api_listen").await?;
@@ -85,10 +88,9 @@ impl Controller {
             .context("cannot issue the controller's own certificate")?;
 
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
-        let client = if config.kubernetes.enabled { Some(config.kubernetes.client().await?) } else { None };
-        let (policies, cluster_policies) = open_policies(config, &store, client)?;
+        let (policies, cluster_policies) = open_policies(config, &store, kubernetes.clone())?;
         let (resolutions, resolved) = watch::channel(None);
-        let mut sources = start_sources(config, &stop)?;
+        let mut sources = start_sources(config, kubernetes.as_ref(), &stop)?;
         if sources.is_empty() {
             tracing::warn!("no source is configured: the catalog stays empty");
         }
@@ -113,21 +115,31 @@ impl Controller {
         }
         let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions, tasks.clone());
         tasks.spawn(until(stop.clone(), resolving));
-        if let Some(store) = cluster_policies {
-            let leading = watch::Sender::new(true).subscribe();
-            let writing = status::run(store, resolved.clone(), Arc::clone(&proxies), leading);
-            tasks.spawn(until(stop.clone(), writing));
-        }
-        let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
+        let writer = Writer::new(policies, resolved.clone(), Arc::clone(&metrics));
         let own = keep_renewed(
-            Arc::clone(&ca),
+            issuer.clone(),
             identity.clone(),
             config.leaf_life.0,
             credentials.clone(),
             Arc::clone(&metrics),
         );
         tasks.spawn(until(stop.clone(), own));
+        if let Some(authority) = in_cluster {
+            metrics.ca_secret_current.set(1);
+            tasks.spawn(until(stop.clone(), authority.keep(Arc::clone(&metrics))));
+        }
+        if let Some(client) = &kubernetes {
+            let leads = lead(client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+            if let Some(store) = cluster_policies {
+                let writing = status::run(store, resolved.clone(), Arc::clone(&proxies), leads);
+                tasks.spawn(until(stop.clone(), writing));
+            }
+        }
 
+        let mut attestors: Vec<Box<dyn Attestor>> = vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))];
+        if let Some(client) = kubernetes {
+            attestors.push(Box::new(ServiceAccounts::new(client, config.trust_domain()?, Arc::clone(&mesh))));
+        }
         let limits = SignLimits {
             per_second: config.sign_per_second,
             per_identity_per_second: config.sign_per_identity_per_second,
@@ -141,8 +153,8 @@ impl Controller {
                 stop.clone(),
             ),
             sign: Sign::new(
-                ca,
-                vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))],
+                issuer,
+                attestors,
                 Arc::clone(&tokens),
                 identity,
                 config.leaf_life.0,
@@ -152,8 +164,14 @@ impl Controller {
             announce: Announce::new(Arc::clone(&mesh), Arc::clone(&metrics), stop.clone()),
         };
         let registry = metrics.register();
-        let serving =
-            server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
+        let serving = server::serve(
+            listener,
+            credentials,
+            services,
+            config.max_connections,
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
         tasks.spawn(ended("discovery", serving));
         let api = Arc::new(Api {
             mesh: Arc::clone(&mesh),
@@ -161,7 +179,9 @@ impl Controller {
             tokens,
             writer,
             store: Arc::clone(&store),
-            admin,
+            access,
+            metrics: Arc::clone(&metrics),
+            trust_domain: config.trust_domain.clone(),
         });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, Arc::clone(&store), registry);
@@ -185,9 +205,40 @@ impl Controller {
     }
 }
 
+/// Takes part in the election, and does what only the leader does while this replica is it; says when that is.
+fn lead(
+    client: &Client,
+    namespace: &str,
+    ca: &CertificateAuthority,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> watch::Receiver<bool> {
+    let leader = metrics.leader.clone();
+    let leadership = leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
+    let (roots, of) = (ca.bundle().to_pem(), namespace.to_owned());
+    let keep_bundles = {
+        let client = client.clone();
+        leadership.clone().run(move || bundles::keep(client.clone(), of.clone(), roots.clone()))
+    };
+    tasks.spawn(until(stop.clone(), keep_bundles));
+    let leads = leadership.leads();
+    let (client, of) = (client.clone(), namespace.to_owned());
+    let keep_webhook = leadership.run(move || webhook::keep(client.clone(), of.clone()));
+    tasks.spawn(until(stop.clone(), keep_webhook));
+    leads
+}
+
+/// Who may call the API (`api::access` says why).
+fn api_access(config: &Config, kubernetes: Option<&Client>) -> anyhow::Result<Access> {
+    let is_in_pod = kubernetes.is_some() && config.kubernetes.kubeconfig.is_none();
+    let admin = || AdminToken::open_or_create(&config.data_dir.join("admin-token"));
+    Ok(Access::new(if is_in_pod { None } else { Some(admin()?) }, kubernetes.map(Cluster::new)))
+}
+
 fn settings(config: &Config) -> Settings {
     Settings {
-        cidrs: config.mesh_cidrs.iter().map(ToString::to_string).collect(),
+        cidrs: config.mesh_cidrs.clone(),
         mesh_namespace: config.mesh_namespace.clone(),
         defaults: Defaults {
             mtls: match config.mtls {
@@ -226,8 +277,21 @@ fn open_policies(config: &Config, store: &Arc<Store>, client: Option<Client>) ->
     })
 }
 
-fn start_sources(config: &Config, stop: &CancellationToken) -> anyhow::Result<Vec<Source>> {
+/// In the order of precedence: of two services of one name the first has it. The cluster's own come first, so that nobody who
+/// may register in Consul takes a name from them.
+fn start_sources(
+    config: &Config,
+    client: Option<&kube::Client>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<Source>> {
     let mut started = Vec::new();
+    if let Some(client) = client {
+        let settings = sources::kubernetes::Settings {
+            cluster_domain: config.kubernetes.cluster_domain.clone(),
+            trust_domain: config.trust_domain.clone(),
+        };
+        started.push(sources::kubernetes::spawn(client, settings, stop));
+    }
     if !config.consul.addresses.is_empty() {
         let mut consul = config.consul.clone();
         consul.allow_local_addresses = config.allow_loopback_endpoints;
@@ -243,60 +307,6 @@ fn make_data_dir(path: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(parent)?;
     }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-async fn open_ca(config: &Config, store: &Store) -> anyhow::Result<CertificateAuthority> {
-    let trust_domain = config.trust_domain()?;
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read the CA's file {}", path.display()))
-    };
-    match (&config.ca.certificate_file, &config.ca.key_file, &config.ca.roots_file) {
-        (Some(certificate), Some(key), Some(roots)) => {
-            let key = zeroize::Zeroizing::new(read(key)?);
-            Ok(CertificateAuthority::from_pem(&read(certificate)?, &key, &read(roots)?, &trust_domain)?)
-        }
-        _ => own_ca(&config.data_dir, &trust_domain, store).await,
-    }
-}
-
-/// The CA in the data directory. It is made once in the life of a store, which remembers its root: a new root where the
-/// old one is only out of sight, such as behind a mount that failed, would cut off every workload.
-async fn own_ca(
-    data_dir: &Path,
-    trust_domain: &TrustDomain,
-    store: &Store,
-) -> anyhow::Result<CertificateAuthority> {
-    let dir = data_dir.join("ca");
-    let known = store.load::<String>(Table::Authority)?.into_iter().find(|(name, _)| name == OWN_ROOT);
-    let Some((_, known)) = known else {
-        let ca = CertificateAuthority::open_or_create(&dir, trust_domain)?;
-        let marked = store.submit(vec![Change::put(Table::Authority, OWN_ROOT, &fingerprint(&ca))]);
-        marked.durable().await.context("cannot remember which CA this mesh has")?;
-        return Ok(ca);
-    };
-    let found = CertificateAuthority::open(&dir, trust_domain)?;
-    let fault = match &found {
-        Some(ca) if fingerprint(ca) == known => None,
-        Some(ca) => Some(format!("has another root (SHA-256 {})", fingerprint(ca))),
-        None => Some("is missing".to_owned()),
-    };
-    match (found, fault) {
-        (Some(ca), None) => Ok(ca),
-        (_, fault) => anyhow::bail!(
-            "this mesh's CA, {dir}/ca.pem, {}, while {data} belongs to the root with SHA-256 {known}: restore ca.pem \
-             from a backup, or mount what holds it. To start a new mesh instead, which no running workload trusts and \
-             all must join anew, move controller.redb away",
-            fault.unwrap_or_default(),
-            dir = dir.display(),
-            data = data_dir.join("controller.redb").display(),
-        ),
-    }
-}
-
-/// SHA-256 of the root; a CA of our own has one.
-fn fingerprint(ca: &CertificateAuthority) -> String {
-    let roots: Vec<u8> = ca.bundle().roots().iter().flat_map(|root| root.iter().copied()).collect();
-    hex(digest::digest(&digest::SHA256, &roots).as_ref())
 }
 
 /// The roots, for sidecars to start with; replaced as a whole, because a sidecar may read it at any time, and only where
@@ -354,7 +364,7 @@ fn renew_own(
 }
 
 async fn keep_renewed(
-    ca: Arc<CertificateAuthority>,
+    issuer: Issuer,
     identity: SpiffeId,
     life: Duration,
     credentials: Credentials,
@@ -369,6 +379,7 @@ async fn keep_renewed(
         while let Ok(left) = next.duration_since(SystemTime::now()) {
             tokio::time::sleep(left.min(RENEWAL_CHECK)).await;
         }
+        let ca = Arc::clone(&issuer.borrow());
         match renew_own(&ca, &identity, life, &credentials, &metrics) {
             Ok(at) => {
                 failures = 0;
@@ -400,7 +411,8 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     stop.run_until_cancelled(work).await;
 }
 
-fn unix(time: SystemTime) -> i64 {
+/// Whole seconds, for metrics.
+pub(crate) fn unix(time: SystemTime) -> i64 {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }

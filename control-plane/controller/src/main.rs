@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use outrigger_controller::config::{Config, Faults, Log, LogFormat};
 use outrigger_controller::controller::Controller;
+use outrigger_controller::injector::Injector;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The exit code of a bad configuration: `EX_USAGE` of sysexits.h.
@@ -23,6 +24,9 @@ const MAX_CONFIGURATION: u64 = 1024 * 1024;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    /// What this process is.
+    #[arg(long, value_enum, default_value_t = Role::Controller)]
+    role: Role,
     /// The configuration, YAML.
     #[arg(long, value_name = "FILE", env = "OUTRIGGER_CONFIG")]
     config: Option<PathBuf>,
@@ -32,6 +36,15 @@ struct Arguments {
     /// Print the configuration's JSON schema and exit.
     #[arg(long)]
     print_schema: bool,
+}
+
+/// What a process is.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Role {
+    /// Gives identities and tells proxies where everything is.
+    Controller,
+    /// The webhook that puts sidecars into the pods of a Kubernetes cluster.
+    Injector,
 }
 
 fn main() -> ExitCode {
@@ -52,7 +65,7 @@ fn main() -> ExitCode {
         println!("the configuration is usable");
         return ExitCode::SUCCESS;
     }
-    match run(&config) {
+    match run(arguments.role, &config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("outrigger-controller: {error:#}");
@@ -87,17 +100,34 @@ fn read_bounded(path: &Path) -> std::io::Result<String> {
 }
 
 #[tokio::main]
-async fn run(config: &Config) -> anyhow::Result<()> {
+async fn run(role: Role, config: &Config) -> anyhow::Result<()> {
     start_logging(&config.log)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let controller = Controller::start(config).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let signalled = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    };
+    tokio::pin!(signalled);
+    match role {
+        Role::Controller => {
+            let controller = tokio::select! {
+                started = Controller::start(config) => started?,
+                // It may wait for the Kubernetes API for long.
+                () = &mut signalled => return Ok(()),
+            };
+            signalled.await;
+            controller.stop().await;
+        }
+        Role::Injector => {
+            let injector = Injector::start(config).await?;
+            signalled.await;
+            injector.stop().await;
+        }
     }
-    tracing::info!("stopping");
-    controller.stop().await;
     Ok(())
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
     pub(crate) policies_revision: Gauge,
     pub(crate) policy_store_synced: Gauge,
     pub(crate) policy_writes: Family<ReasonLabel, Counter>,
+    pub(crate) leader: Gauge,
+    pub(crate) ca_secret_current: Gauge,
 }
 
 impl Metrics {
@@ -142,6 +144,12 @@ impl Metrics {
             "policy_writes",
             "Writes of policies, by what became of them",
             self.policy_writes.clone(),
+        );
+        registry.register("leader", "1 while this replica leads, in Kubernetes", self.leader.clone());
+        registry.register(
+            "ca_secret_current",
+            "1 while the Kubernetes Secret holds the CA in use; at 0 the one in use stays",
+            self.ca_secret_current.clone(),
         );
         registry
     }

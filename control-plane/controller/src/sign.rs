@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use outrigger_api::v1::certificates_server::Certificates;
 use outrigger_api::v1::{SignRequest, SignResponse};
-use outrigger_certs::{CertificateAuthority, MAX_CSR_BYTES, SignError, SpiffeId};
+use outrigger_certs::{MAX_CSR_BYTES, SignError, SpiffeId};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::attest::{AttestError, Attestor};
-use crate::mesh::bundle_message;
+use crate::authority::Issuer;
+use crate::mesh::{Viewer, bundle_message};
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::server::Caller;
 use crate::tokens::Tokens;
@@ -39,7 +40,7 @@ pub(crate) struct SignLimits {
 
 /// The service.
 pub(crate) struct Sign {
-    ca: Arc<CertificateAuthority>,
+    issuer: Issuer,
     attestors: Vec<Box<dyn Attestor>>,
     tokens: Arc<Tokens>,
     leaf_life: Duration,
@@ -50,9 +51,9 @@ pub(crate) struct Sign {
 }
 
 impl Sign {
-    /// Signs with `ca` leaves that live `leaf_life`.
+    /// Signs with `issuer` leaves that live `leaf_life`.
     pub(crate) fn new(
-        ca: Arc<CertificateAuthority>,
+        issuer: Issuer,
         attestors: Vec<Box<dyn Attestor>>,
         tokens: Arc<Tokens>,
         controller: SpiffeId,
@@ -61,7 +62,23 @@ impl Sign {
         metrics: Arc<Metrics>,
     ) -> Self {
         let buckets = Mutex::new(Buckets::new(limits));
-        Self { ca, attestors, tokens, leaf_life, limits, buckets, metrics, controller }
+        Self { issuer, attestors, tokens, leaf_life, limits, buckets, metrics, controller }
+    }
+
+    /// Whether any attestor still stands by the identity. Only where none does is it revoked: one that cannot say it now
+    /// might.
+    fn may_renew(&self, viewer: &Viewer) -> Result<(), Refused> {
+        let mut unavailable = None;
+        for attestor in &self.attestors {
+            match attestor.may_renew(&viewer.identity, viewer.address) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => unavailable = Some(error),
+            }
+        }
+        let text =
+            "the token that this workload joined with was revoked, or its pod is gone; join with a new one";
+        Err(unavailable.map_or_else(|| Refused("revoked", Status::permission_denied(text)), Refused::from))
     }
 
     async fn sign_for(&self, caller: &Caller, request: SignRequest) -> Result<SignResponse, Refused> {
@@ -74,10 +91,7 @@ impl Sign {
         let (identity, proof) = if request.token.is_empty() {
             let (viewer, _) =
                 caller.workload("renewal of a certificate").map_err(|status| Refused("no_proof", status))?;
-            if !self.attestors.iter().any(|attestor| attestor.may_renew(&viewer.identity)) {
-                let text = "the token that this workload joined with was revoked; join with a new one";
-                return Err(Refused("revoked", Status::permission_denied(text)));
-            }
+            self.may_renew(&viewer)?;
             (viewer.identity, None)
         } else {
             let attestor =
@@ -107,7 +121,8 @@ impl Sign {
                 Status::resource_exhausted("too many signing requests; try again in a second"),
             ));
         }
-        let signed = self.ca.sign(&request.csr, &identity, self.leaf_life)?;
+        let ca = Arc::clone(&self.issuer.borrow());
+        let signed = ca.sign(&request.csr, &identity, self.leaf_life)?;
         if let Some((attestor, attested)) = &proof {
             attestor.used(attested, signed.not_after).await?;
             self.metrics.signed.get_or_create(&ReasonLabel::new("token")).inc();
@@ -119,7 +134,7 @@ impl Sign {
         }
         Ok(SignResponse {
             chain: signed.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-            bundle: Some(bundle_message(self.ca.bundle())),
+            bundle: Some(bundle_message(ca.bundle())),
         })
     }
 }

@@ -21,6 +21,9 @@ pub struct Catalog {
     /// Every service.
     #[serde(default)]
     pub services: Vec<CatalogService>,
+    /// Workloads that serve nothing, beside those behind services.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<Workload>,
     /// Who may name Services of other namespaces as backends. `None`: everybody, for outside of Kubernetes nobody grants it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grants: Option<BTreeSet<Grant>>,
@@ -48,6 +51,7 @@ impl Default for Catalog {
             mesh_namespace: "outrigger-system".to_owned(),
             defaults: Defaults::default(),
             services: Vec::new(),
+            workloads: Vec::new(),
             grants: None,
         }
     }
@@ -266,7 +270,11 @@ impl Catalog {
 
     /// Every workload, in the order of identity and address.
     pub fn workloads(&self) -> Vec<Workload> {
-        let mut workloads: BTreeMap<(Option<&str>, IpAddr), Workload> = BTreeMap::new();
+        let mut workloads: BTreeMap<(Option<&str>, IpAddr), Workload> = self
+            .workloads
+            .iter()
+            .map(|known| ((known.identity.as_deref(), known.address), known.clone()))
+            .collect();
         for service in &self.services {
             for endpoint in &service.endpoints {
                 let identity = endpoint.identity.as_deref();

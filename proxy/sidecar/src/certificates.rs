@@ -17,8 +17,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
 use crate::{
-    context::Context,
+    context::{self, Context},
     controller::{self, Auth},
+    mounted,
     ready::Blocker,
 };
 
@@ -109,29 +110,36 @@ async fn renew(ctx: &Context, leaf: &Leaf) -> anyhow::Result<Leaf> {
 }
 
 async fn by_token(ctx: &Context, expected: Option<&SpiffeId>) -> anyhow::Result<Leaf> {
+    refresh_roots(ctx);
     let token = read_token(ctx)?;
     sign(ctx, Auth::None, token, expected).await.map_err(Failure::into_error)
 }
 
-fn read_token(ctx: &Context) -> anyhow::Result<String> {
-    let path = &ctx.config.token_file;
-    let size = std::fs::metadata(path)
-        .with_context(|| {
-            format!(
-                "cannot read the join token {}: make one with `outrigger token create` and name its file in \
-                 `token_file`",
-                path.display()
-            )
-        })?
-        .len();
-    if size > MAX_TOKEN_BYTES {
-        bail!("the join token file {} is larger than 16 KiB", path.display());
+/// Until the controller has pushed roots, those in the file count, and it may have been replaced: a sidecar that waits for
+/// its controller while the mesh's roots change must know it when it comes. A file that does not hold changes nothing.
+fn refresh_roots(ctx: &Context) {
+    if ctx.credentials.bundle().epoch() > 0 {
+        return;
     }
-    let token = std::fs::read_to_string(path)
-        .map_err(|error| anyhow!("cannot read the join token {}: {}", path.display(), error.kind()))?;
+    let put = context::roots(&ctx.config).and_then(|roots| Ok(ctx.credentials.set_bundle(roots)?));
+    match put {
+        Ok(true) => tracing::info!("the trust bundle's file has new roots"),
+        Ok(false) => {}
+        Err(error) => tracing::debug!("the roots in use stay: {error:#}"),
+    }
+}
+
+fn read_token(ctx: &Context) -> anyhow::Result<String> {
+    let path = ctx.config.token_file.display();
+    let token = mounted::read(&ctx.config.token_file, MAX_TOKEN_BYTES).with_context(|| {
+        format!(
+            "cannot read the join token {path}: make one with `outrigger token create` and name its file in `token_file`"
+        )
+    })?;
+    let token = String::from_utf8(token).map_err(|_| anyhow!("the join token file {path} is not text"))?;
     let token = token.trim();
     if token.is_empty() {
-        bail!("the join token file {} is empty", path.display());
+        bail!("the join token file {path} is empty");
     }
     Ok(token.to_owned())
 }

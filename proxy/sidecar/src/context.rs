@@ -22,8 +22,12 @@ use crate::{
     drain::Drain,
     lives::Lives,
     metrics::Metrics,
+    mounted,
     ready::Readiness,
 };
+
+/// Bytes of the roots' file: what a trust bundle takes.
+const MAX_BUNDLE_BYTES: u64 = 256 * 1024;
 
 /// Everything that more than one thread reads.
 #[derive(Debug)]
@@ -95,6 +99,8 @@ pub struct InboundPolicy {
     pub limits: Limits,
     /// How much at once.
     pub concurrency: Vec<Arc<Concurrency>>,
+    /// The zone that the workload is in: as configured, else as the controller knows it. Empty: unknown.
+    pub zone: String,
     /// Whether the controller has spoken. Until then nobody may call: there may be a policy that refuses them.
     pub is_told: bool,
     /// Tells this policy from the one before.
@@ -136,26 +142,29 @@ impl Context {
     /// # Errors
     /// If the file cannot be read or holds no roots.
     pub fn from_config(config: Config) -> anyhow::Result<(Self, mpsc::Receiver<Ask>)> {
-        let path = &config.trust_bundle;
-        let pem = std::fs::read(path).with_context(|| {
-            format!(
-                "cannot read the trust bundle {}: give the roots of the mesh in `trust_bundle` (the controller has \
-                 them in its data directory)",
-                path.display()
-            )
-        })?;
-        let domain = config.trust_domain.parse().context("trust_domain")?;
-        let bundle = TrustBundle::from_pem(domain, &pem, 0)
-            .with_context(|| format!("cannot use the trust bundle {}", path.display()))?;
+        let bundle = roots(&config)?;
         Ok(Self::new(config, bundle))
     }
+}
+
+/// The roots in the `trust_bundle` file.
+pub(crate) fn roots(config: &Config) -> anyhow::Result<TrustBundle> {
+    let path = config.trust_bundle.display();
+    let pem = mounted::read(&config.trust_bundle, MAX_BUNDLE_BYTES).with_context(|| {
+        format!(
+            "cannot read the trust bundle {path}: give the roots of the mesh in `trust_bundle` (the controller has them in \
+             its data directory)"
+        )
+    })?;
+    let domain = config.trust_domain.parse().context("trust_domain")?;
+    TrustBundle::from_pem(domain, &pem, 0).with_context(|| format!("cannot use the trust bundle {path}"))
 }
 
 impl InboundPolicy {
     /// What holds until the controller has spoken.
     pub fn from_config(config: &Config) -> Self {
         let ports = config.opaque_ports.iter().map(|port| (*port, Protocol::Tcp)).collect();
-        Self { mode: config.mtls, ports, ..Self::default() }
+        Self { mode: config.mtls, ports, zone: config.zone.clone(), ..Self::default() }
     }
 
     /// What the controller said; hints that the configuration gives stay above the controller's. `old` holds now: limits that are
@@ -174,6 +183,9 @@ impl InboundPolicy {
             v1::inbound::Mode::Permissive => Mtls::Permissive,
         };
         policy.terminating = wire.terminating;
+        if policy.zone.is_empty() {
+            policy.zone = wire.locality.as_ref().map(|locality| locality.zone.clone()).unwrap_or_default();
+        }
         for claim in &wire.claims {
             let protocol = Protocol::from_wire(claim.protocol());
             if let Ok(port) = u16::try_from(claim.port)

@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod certificates;
+pub mod cni;
 pub mod config;
 pub mod context;
 pub mod control_metrics;
@@ -19,6 +20,7 @@ pub mod dns;
 pub mod drain;
 pub mod lives;
 pub mod metrics;
+mod mounted;
 pub mod ready;
 pub mod redirect;
 pub mod run;

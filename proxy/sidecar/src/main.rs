@@ -10,6 +10,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use outrigger_proxy::{
+    cni,
     config::{self, Config, LogFormat},
     redirect, run,
 };
@@ -40,10 +41,22 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Write, print or remove the rules that bring a workload's traffic to its sidecar.
-    Redirect(redirect::Arguments),
+    Redirect(Box<redirect::Arguments>),
+    /// What runs on the nodes of a cluster in which pods may not redirect themselves.
+    #[command(subcommand)]
+    Cni(Cni),
+}
+
+#[derive(Subcommand)]
+enum Cni {
+    /// Install the CNI plugin on this node, keep it there, and take it out when the mesh goes.
+    Agent(cni::agent::Arguments),
 }
 
 fn main() -> ExitCode {
+    if cni::is_plugin() {
+        return cni::run_plugin();
+    }
     let arguments = Arguments::parse();
     if arguments.print_schema {
         println!("{:#}", config::schema());
@@ -63,6 +76,7 @@ fn main() -> ExitCode {
     log(&config);
     let result = match arguments.command {
         Some(Command::Redirect(arguments)) => redirect::run(&arguments, &config),
+        Some(Command::Cni(Cni::Agent(arguments))) => cni::agent::run(&arguments),
         None => run::run(config),
     };
     match result {

@@ -1,13 +1,29 @@
 //! `outrigger-proxy redirect`: from flags and configuration to rules. The rules themselves are `outrigger-intercept`'s.
 
-use std::path::PathBuf;
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, Parser};
 use ipnet::IpNet;
 use outrigger_intercept::{Exempt, PortRange, ProxyPorts, Rules, Select, Selector, apply, remove, render};
 
 use crate::config::Config;
+
+/// The nftables table where nobody names another.
+const DEFAULT_TABLE: &str = "outrigger";
+/// An address that is always redirected, because it is of the mesh's virtual range, and that nobody has: an allocation never
+/// gives out the network's own address.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(253, 0, 0, 0);
+/// How long a check waits for redirection. A pod's rules are there before its first container starts; on a host they may
+/// be written a little later.
+const CHECK: Duration = Duration::from_secs(5);
+/// For one attempt of a check, and between two.
+const ATTEMPT: Duration = Duration::from_millis(500);
 
 /// The flags. Ports and the mark default to the configuration's, so that one file serves the proxy and its rules.
 #[derive(Debug, Args)]
@@ -18,8 +34,12 @@ pub struct Arguments {
     /// Remove the rules.
     #[arg(long, conflicts_with = "dry_run")]
     remove: bool,
+    /// Change nothing and need no privilege: wait until outgoing connections are redirected, and fail where they are not. To
+    /// be run before the proxy, by another user than the proxy's.
+    #[arg(long, conflicts_with_all = ["dry_run", "remove"])]
+    check: bool,
     /// Name of the nftables table: `outrigger`, or `outrigger-<name>` where several sidecars share a host.
-    #[arg(long, default_value = "outrigger")]
+    #[arg(long, default_value = DEFAULT_TABLE)]
     table: String,
     /// The proxy's user id: its traffic is exempt.
     #[arg(long)]
@@ -102,6 +122,9 @@ pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
         tracing::info!(table = arguments.table, "redirection removed");
         return Ok(());
     }
+    if arguments.check {
+        return check(arguments.outbound_port.unwrap_or(config.ports.outbound));
+    }
     let rules = rules(arguments, config)?;
     if arguments.dry_run {
         print!("{}", render(&rules)?);
@@ -110,6 +133,74 @@ pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     apply(&rules).context("redirection is as it was")?;
     tracing::info!(table = rules.table, exempt = ?rules.exempt, "redirection in place");
     Ok(())
+}
+
+/// The flags that a pod asks for by its annotation. They say what is redirected in its own network namespace, and nothing
+/// else.
+///
+/// # Errors
+/// If they are no flags, or such as are for people on a host.
+pub(crate) fn of_pod(flags: &str) -> anyhow::Result<Arguments> {
+    #[derive(Parser)]
+    #[command(no_binary_name = true, disable_help_flag = true)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+    let arguments = match Line::try_parse_from(flags.split_ascii_whitespace()) {
+        Ok(line) => line.arguments,
+        Err(error) => bail!("{}", error.to_string().lines().next().unwrap_or_default()),
+    };
+    let of_hosts = arguments.dry_run
+        || arguments.remove
+        || arguments.check
+        || arguments.table != DEFAULT_TABLE
+        || arguments.uid.is_some()
+        || arguments.cgroup.is_some();
+    if of_hosts {
+        bail!("--dry-run, --remove, --check, --table, --uid and --cgroup are for hosts");
+    }
+    if arguments.proxy_uid.is_none() && arguments.proxy_mark.is_none() {
+        bail!("it does not name the proxy: --proxy-uid is missing");
+    }
+    Ok(arguments)
+}
+
+/// Stands where the proxy will, and looks whether a connection to somewhere else arrives.
+fn check(port: u16) -> anyhow::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+        format!("cannot check redirection: port {port} is taken; the check runs before the proxy")
+    })?;
+    listener.set_nonblocking(true)?;
+    let end = Instant::now() + CHECK;
+    loop {
+        if arrives(&listener) {
+            tracing::info!("outgoing connections are redirected");
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!(
+                "outgoing connections are not redirected: this pod was started when {} was not in place on its node; \
+                 delete the pod, so that another one takes its place",
+                crate::cni::PLUGIN
+            );
+        }
+        thread::sleep(ATTEMPT);
+    }
+}
+
+fn arrives(listener: &TcpListener) -> bool {
+    let Ok(stream) = TcpStream::connect_timeout(&SocketAddr::from((NOBODY, 1)), ATTEMPT) else {
+        return false;
+    };
+    let Ok(here) = stream.local_addr() else { return false };
+    // A connection that is established is in the listener's queue. Others may be there, too.
+    while let Ok((_, from)) = listener.accept() {
+        if from.port() == here.port() {
+            return true;
+        }
+    }
+    false
 }
 
 fn rules(arguments: &Arguments, config: &Config) -> anyhow::Result<Rules> {
@@ -171,8 +262,6 @@ fn uid_range(text: &str) -> Result<(u32, u32), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
     #[derive(Parser)]

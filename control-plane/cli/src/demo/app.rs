@@ -1,7 +1,8 @@
 //! The demo's application: an ordinary HTTP/1.1 server that knows nothing of the mesh. It calls the next
 //! service, if it has one, by a plain `http://` address, and answers with what it heard.
 //!
-//! `POST /fail` makes it answer 500 and `POST /heal` ends that; both are called past the mesh, by the demo itself.
+//! `GET /health` is answered without the next service: it is for probes, and one service that is down must not take down
+//! its callers. `POST /fail` makes it answer 500 and `POST /heal` ends that; both are called past the mesh, by the demo itself.
 
 use std::{
     convert::Infallible,
@@ -10,6 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -19,6 +21,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client::conn::http1::SendRequest, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Idle connections to the next service that are kept; beyond these a connection is used once.
 const KEPT_CONNECTIONS: usize = 32;
@@ -30,9 +33,12 @@ pub(crate) struct Arguments {
     name: String,
     #[arg(long)]
     listen: SocketAddr,
-    /// Where the next service is dialled
+    /// Where the next service is dialled: `host:port`
     #[arg(long)]
-    next: Option<SocketAddr>,
+    next: Option<String>,
+    /// Serve on for so long after SIGTERM: callers must first learn that it goes
+    #[arg(long, default_value_t = 0)]
+    linger_seconds: u64,
 }
 
 struct App {
@@ -41,8 +47,20 @@ struct App {
     next: Option<Next>,
 }
 
-/// Serves until the process is told to end.
+/// Serves until the process is told to end. In a container it is the first process, which no signal ends by itself.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let linger = Duration::from_secs(arguments.linger_seconds);
+    tokio::select! {
+        served = serve(arguments) => served,
+        () = async {
+            terminate.recv().await;
+            tokio::time::sleep(linger).await;
+        } => Ok(()),
+    }
+}
+
+async fn serve(arguments: Arguments) -> Result<()> {
     let app = Arc::new(App {
         name: arguments.name,
         failing: AtomicBool::new(false),
@@ -71,6 +89,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 impl App {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
+            (&Method::GET, "/health") => return reply(StatusCode::OK, "ok\n".to_owned()),
             (&Method::POST, "/fail") => self.failing.store(true, Ordering::Relaxed),
             (&Method::POST, "/heal") => self.failing.store(false, Ordering::Relaxed),
             _ if self.failing.load(Ordering::Relaxed) => {
@@ -103,7 +122,8 @@ fn reply(status: StatusCode, text: String) -> Response<Full<Bytes>> {
 
 /// The client of the next service, with keep-alive, as any HTTP library would have it.
 pub(crate) struct Next {
-    address: SocketAddr,
+    /// `host:port`.
+    address: String,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
@@ -111,8 +131,8 @@ pub(crate) struct Next {
 pub(crate) type Heard = (Option<http::HeaderValue>, Bytes);
 
 impl Next {
-    pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Mutex::new(Vec::new()) }
+    pub(crate) fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into(), idle: Mutex::new(Vec::new()) }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<(StatusCode, Heard)> {
@@ -131,7 +151,7 @@ impl Next {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::HOST, "localhost")
+            .header(http::header::HOST, &self.address)
             .body(Full::default())?;
         let response = sender.send_request(request).await.context("waiting for the answer")?;
         let status = response.status();
@@ -142,7 +162,7 @@ impl Next {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
-        let stream = TcpStream::connect(self.address)
+        let stream = TcpStream::connect(&self.address)
             .await
             .with_context(|| format!("connecting to {}", self.address))?;
         stream.set_nodelay(true)?;

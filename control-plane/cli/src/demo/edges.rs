@@ -70,7 +70,7 @@ impl Watcher {
 
 /// A page of a replica's sidecar.
 pub(super) async fn fetch(replica: &Replica, path: &str) -> Result<String> {
-    let get = async { Next::new(replica.admin).get(path).await };
+    let get = async { Next::new(replica.admin.to_string()).get(path).await };
     let (status, (_, body)) = tokio::time::timeout(DEADLINE, get)
         .await
         .with_context(|| format!("the sidecar of {} does not answer {path}", replica.name))??;

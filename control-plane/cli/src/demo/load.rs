@@ -3,12 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use tokio::{task::JoinHandle, time::Instant};
+use anyhow::{Context, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+    time::Instant,
+};
 
 use super::app::Next;
 
@@ -16,6 +21,30 @@ use super::app::Next;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Failures of one kind are counted together; more kinds than this are counted as "other".
 const MAX_KINDS: usize = 32;
+/// Between two lines of a load that runs alone.
+const REPORT: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where requests go: `host:port`
+    #[arg(long)]
+    to: String,
+    /// Requests a second
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    rate: u32,
+}
+
+/// Sends requests and says what became of them, until the process is told to end.
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let load = Load::start(arguments.to, arguments.rate);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            () = tokio::time::sleep(REPORT) => println!("{}", load.take()),
+        }
+    }
+}
 
 /// Requests since the last [`Load::take`].
 #[derive(Debug, Default, Clone)]
@@ -24,6 +53,21 @@ pub(super) struct Tally {
     pub(super) failed: u64,
     /// What went wrong, and how often.
     pub(super) kinds: BTreeMap<String, u64>,
+    /// The last good answer.
+    answer: String,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} requests, {} failed", self.sent, self.failed)?;
+        for (kind, times) in &self.kinds {
+            write!(f, "; {times} x {kind}")?;
+        }
+        if !self.answer.is_empty() {
+            write!(f, "; {}", self.answer)?;
+        }
+        Ok(())
+    }
 }
 
 /// A running load generator; it stops when dropped.
@@ -34,11 +78,11 @@ pub(super) struct Load {
 
 impl Load {
     /// Sends `rate` requests a second to `target`.
-    pub(super) fn start(target: SocketAddr, rate: u32) -> Self {
+    pub(super) fn start(target: impl Into<String>, rate: u32) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let counted = tally.clone();
+        let client = Arc::new(Next::new(target));
         let task = tokio::spawn(async move {
-            let client = Arc::new(Next::new(target));
             let gap = Duration::from_secs(1) / rate;
             let mut due = Instant::now();
             loop {
@@ -49,10 +93,14 @@ impl Load {
                     let outcome = send(&client).await;
                     let mut tally = tally.lock().expect("no holder of this lock can panic");
                     tally.sent += 1;
-                    if let Err(kind) = outcome {
-                        tally.failed += 1;
-                        let known = tally.kinds.len() < MAX_KINDS || tally.kinds.contains_key(&kind);
-                        *tally.kinds.entry(if known { kind } else { "other".to_owned() }).or_default() += 1;
+                    match outcome {
+                        Ok(answer) => tally.answer = answer,
+                        Err(kind) => {
+                            tally.failed += 1;
+                            let known = tally.kinds.len() < MAX_KINDS || tally.kinds.contains_key(&kind);
+                            *tally.kinds.entry(if known { kind } else { "other".to_owned() }).or_default() +=
+                                1;
+                        }
                     }
                 });
             }
@@ -72,14 +120,36 @@ impl Drop for Load {
     }
 }
 
-async fn send(client: &Next) -> Result<(), String> {
+/// The answer's text, or what went wrong.
+async fn send(client: &Next) -> Result<String, String> {
     match tokio::time::timeout(DEADLINE, client.get("/")).await {
-        Ok(Ok((status, _))) if status.is_success() => Ok(()),
+        Ok(Ok((status, (_, body)))) if status.is_success() => {
+            Ok(String::from_utf8_lossy(&body).trim().to_owned())
+        }
         Ok(Ok((status, (reason, body)))) => Err(match reason {
             Some(reason) => format!("{status}, {}", String::from_utf8_lossy(reason.as_bytes())),
             None => format!("{status}, {}", String::from_utf8_lossy(&body).trim()),
         }),
         Ok(Err(error)) => Err(format!("{error:#}")),
         Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_failed_and_what_was_heard() {
+        let mut tally = Tally { sent: 100, ..Tally::default() };
+        assert_eq!(tally.to_string(), "100 requests, 0 failed");
+        tally.answer = "web-1 <- orders-2 <- payments-1".to_owned();
+        assert_eq!(tally.to_string(), "100 requests, 0 failed; web-1 <- orders-2 <- payments-1");
+        tally.failed = 7;
+        tally.kinds.insert("403 Forbidden, access_denied".to_owned(), 7);
+        assert_eq!(
+            tally.to_string(),
+            "100 requests, 7 failed; 7 x 403 Forbidden, access_denied; web-1 <- orders-2 <- payments-1"
+        );
     }
 }

@@ -6,7 +6,7 @@
 pub(crate) mod app;
 mod consul;
 mod edges;
-mod load;
+pub(crate) mod load;
 mod metrics;
 mod plan;
 mod processes;

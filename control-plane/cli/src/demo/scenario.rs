@@ -107,7 +107,7 @@ impl Demo {
         let process =
             self.site.start("controller", "outrigger-controller", &["--config", &self.controller_file])?;
         let process = self.controller.insert(process);
-        let ready = Next::new(self.plan.controller_metrics);
+        let ready = Next::new(self.plan.controller_metrics.to_string());
         let deadline = Instant::now() + READY_DEADLINE;
         loop {
             process.check()?;
@@ -177,7 +177,7 @@ impl Demo {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-        let entry = Next::new(self.entry()?);
+        let entry = Next::new(self.entry()?.to_string());
         while Instant::now() < deadline {
             self.check()?;
             match entry.get("/").await {
@@ -213,7 +213,7 @@ impl Demo {
 
     /// Walks through the steps; returns how many requests failed that should not have.
     pub(super) async fn scenario(&mut self) -> Result<u64> {
-        self.load = Some(Load::start(self.entry()?, self.rate));
+        self.load = Some(Load::start(self.entry()?.to_string(), self.rate));
         let mut unexpected = 0;
         unexpected += self.quiet().await?;
         unexpected += self.killed_replica().await?;
@@ -294,7 +294,7 @@ impl Demo {
     /// Calls an application past the mesh.
     async fn tell(&self, name: &str, path: &str) -> Result<()> {
         let address = self.replica(name)?.app.with_context(|| format!("{name} is no application"))?;
-        let (status, _) = Next::new(address).post(path).await?;
+        let (status, _) = Next::new(address.to_string()).post(path).await?;
         anyhow::ensure!(status.is_success(), "{name} answered {path} with {status}");
         Ok(())
     }

@@ -28,6 +28,21 @@ async fn what_was_acknowledged_survives_reopening_in_order() {
     );
 }
 
+#[tokio::test]
+async fn closing_lets_go_of_the_file_whoever_holds_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let store = Store::open(&path).unwrap();
+    store.submit(vec![Change::put(Table::Tokens, "a", &1)]).forget();
+    store.close();
+    let next = Store::open(&path).unwrap();
+    assert_eq!(next.load::<i32>(Table::Tokens).unwrap(), [("a".to_owned(), 1)]);
+    // What comes too late is told so, at once.
+    let late = store.submit(vec![Change::put(Table::Tokens, "b", &2)]);
+    assert!(matches!(late.durable().await, Err(StoreError::Refused)));
+    assert!(store.load::<i32>(Table::Tokens).is_err());
+}
+
 /// A disk that can be broken: then nothing is written to its file any more, nor synced.
 #[derive(Clone)]
 pub(crate) struct Disk {

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::harness::{Announcing, Bench, Discovery, identity, soon, url};
 
-const ORDERS: &str = "kind: Service\nname: orders\nnamespace: shop\nports: [{port: 80, protocol: HTTP1, targetPort: 8080}]\nendpoints:\n- {address: 127.0.0.1, port: 9001, identity: 'spiffe://outrigger.local/ns/shop/sa/orders'}\n- {address: 127.0.0.2}\n";
+pub(crate) const ORDERS: &str = "kind: Service\nname: orders\nnamespace: shop\nports: [{port: 80, protocol: HTTP1, targetPort: 8080}]\nendpoints:\n- {address: 127.0.0.1, port: 9001, identity: 'spiffe://outrigger.local/ns/shop/sa/orders'}\n- {address: 127.0.0.2}\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_gets_what_it_asks_for_and_its_changes() {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     memory::{Both, Footprint},
-    peers::Peer::{self, Envoy, Haproxy, Ours},
+    peers::Peer::{self, Envoy, Haproxy},
     samples::{Field, Samples, Spread},
 };
 
@@ -46,18 +46,19 @@ pub(crate) struct Goals {
     pub(crate) aims: Vec<Goal>,
 }
 
-/// Judges a run. `same_exchange`: whether our handshake and Envoy's used the same key exchange.
-pub(crate) fn judge(samples: &Samples, footprints: &[Footprint], same_exchange: bool) -> Goals {
+/// Judges `mesh`, our sidecars with policies or without, by a run. `same_exchange`: whether our handshake and Envoy's used
+/// the same key exchange.
+pub(crate) fn judge(mesh: Peer, samples: &Samples, footprints: &[Footprint], same_exchange: bool) -> Goals {
     use Limit::{AtLeast, AtMost};
     let median = |spread: Option<Spread>| spread.map(|spread| spread.median);
-    let cpu = |case: &str, of: Peer| median(samples.ratio(case, CPU, Ours, of));
+    let cpu = |case: &str, of: Peer| median(samples.ratio(case, CPU, mesh, of));
     let worst = |cases: &[&str]| {
         let ratios: Option<Vec<f64>> = cases.iter().map(|case| cpu(case, Haproxy)).collect();
         ratios?.into_iter().max_by(f64::total_cmp)
     };
     let best_unary = samples.best("grpc/unary", |peer| samples.spread("grpc/unary", peer, CPU));
     let best_added = samples.best("open/1000", |peer| samples.added("open/1000", P50, peer));
-    let ours = footprints.iter().find(|footprint| footprint.peer == Ours.name());
+    let ours = footprints.iter().find(|footprint| footprint.peer == mesh.name());
     let held = |value: fn(&Footprint) -> Both| ours.map(|footprint| value(footprint).greatest());
     let line = |name, must, aim, measured| Line { name, must, aim, measured };
     let lines = [
@@ -101,13 +102,13 @@ pub(crate) fn judge(samples: &Samples, footprints: &[Footprint], same_exchange: 
             "HTTP/1.1, 32 connections: requests/s, of HAProxy",
             AtLeast(1.2),
             AtLeast(1.5),
-            median(samples.ratio("http1/32", RATE, Ours, Haproxy)),
+            median(samples.ratio("http1/32", RATE, mesh, Haproxy)),
         ),
         line(
             "HTTP/1.1, 1,000/s open loop: added p50, of the best peer",
             AtMost(0.90),
             AtMost(0.75),
-            best_added.and_then(|best| median(samples.added_ratio("open/1000", P50, Ours, best))),
+            best_added.and_then(|best| median(samples.added_ratio("open/1000", P50, mesh, best))),
         ),
         line("L4, 1 KiB: CPU, of Envoy", AtMost(0.75), AtMost(0.67), cpu("l4/32", Envoy)),
         line("L4, bulk: CPU seconds per GiB, of Envoy", AtMost(1.0), AtMost(0.85), cpu("l4/bulk", Envoy)),

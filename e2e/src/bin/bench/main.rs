@@ -220,7 +220,7 @@ fn present(programs: &Programs, wanted: &[Peer]) -> Result<Vec<Peer>> {
         wanted.iter().try_for_each(|peer| programs.of(*peer).map(drop))?;
         return Ok(wanted.to_vec());
     }
-    let mut peers = vec![Peer::Direct, Peer::Ours];
+    let mut peers = vec![Peer::Direct, Peer::Ours, Peer::Policies];
     programs.of(Peer::Ours)?;
     if programs.base.is_some() {
         programs.of(Peer::Base)?;

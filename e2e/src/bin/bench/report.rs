@@ -47,10 +47,15 @@ pub(crate) struct Run<'a> {
 pub(crate) fn write(run: &Run<'_>) -> Result<()> {
     let exchange = |peer: Peer| run.handshakes.get(peer.name()).map(|(_, group)| group);
     let same_exchange = exchange(Peer::Ours).is_some_and(|group| exchange(Peer::Envoy) == Some(group));
-    let goals = goals::judge(run.samples, run.footprints, same_exchange);
+    let judge = |mesh| goals::judge(mesh, run.samples, run.footprints, same_exchange);
+    let goals = judge(Peer::Ours);
+    let with_policies = run.peers.contains(&Peer::Policies).then(|| judge(Peer::Policies));
     let mut text = tables(run);
+    if let Some(goals) = &with_policies {
+        text.push_str(&goals_table("Goals, with ten policies in force", goals));
+    }
     if let Some(folder) = &run.folder {
-        text.push_str(&goals_table(&goals));
+        text.push_str(&goals_table("Goals", &goals));
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let handshakes: BTreeMap<_, _> = run
             .handshakes
@@ -60,6 +65,7 @@ pub(crate) fn write(run: &Run<'_>) -> Result<()> {
         let results = json!({
             "rounds": run.rounds, "quick": run.quick, "handshakes": handshakes,
             "goals": goals.must, "aims": goals.aims,
+            "goals_with_policies": with_policies.as_ref().map(|goals| &goals.must),
             "footprints": run.footprints, "rows": run.samples.rows,
             "features": run.features.map(|features| &features.rows),
         });
@@ -258,7 +264,7 @@ fn handshakes(run: &Run<'_>) -> Table {
     table
 }
 
-fn goals_table(goals: &goals::Goals) -> String {
+fn goals_table(title: &str, goals: &goals::Goals) -> String {
     let heads = ["measure", "must", "aim", "measured", "met"].map(str::to_owned).to_vec();
     let mut table = Table::new(heads);
     for (must, aim) in goals.must.iter().zip(&goals.aims) {
@@ -276,7 +282,7 @@ fn goals_table(goals: &goals::Goals) -> String {
             met.to_owned(),
         ]);
     }
-    format!("### Goals\n\n{table}\n")
+    format!("### {title}\n\n{table}\n")
 }
 
 /// A number with as many digits as it deserves.

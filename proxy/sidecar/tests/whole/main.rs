@@ -4,5 +4,6 @@
 mod config;
 mod control;
 mod dns;
+mod mounted;
 mod process;
 mod support;

@@ -1,0 +1,3 @@
+module outrigger.dev/e2e/tools/pause
+
+go 1.23.8
