@@ -45,9 +45,9 @@ pub fn review(object: &Value, old: Option<&Value>, world: Option<(&Policies, &Ca
             let texts = faults.into_iter().map(|fault| said(&fault.path, &fault.message));
             // A gateway's route may say what no mesh does.
             if kind.is_gateway_api() {
-                review.warnings.extend(texts)
+                review.warnings.extend(texts);
             } else {
-                review.refusals.extend(texts)
+                review.refusals.extend(texts);
             }
             return review;
         }
@@ -61,9 +61,9 @@ pub fn review(object: &Value, old: Option<&Value>, world: Option<(&Policies, &Ca
     let findings = validate(&objects, &[], policies, catalog);
     let errors = findings.errors.iter().map(|finding| said(&finding.path, &finding.message));
     if kind.is_gateway_api() {
-        review.warnings.extend(errors)
+        review.warnings.extend(errors);
     } else {
-        review.refusals.extend(errors)
+        review.refusals.extend(errors);
     }
     review.warnings.extend(findings.warnings.iter().map(|finding| said(&finding.path, &finding.message)));
     review

@@ -139,12 +139,10 @@ impl Held {
         let before = before.filter(|before| before.uid == uid);
         // The watch may tell of an own write before its answer is there.
         let own = own && before.is_none_or(|before| before.version != version);
-        if let Some(before) = before {
-            if before.written == written {
-                let record = Record { version, status, own, ..before.clone() };
-                of.records.insert(name, record);
-                return;
-            }
+        if let Some(before) = before.filter(|before| before.written == written) {
+            let record = Record { version, status, own, ..before.clone() };
+            of.records.insert(name, record);
+            return;
         }
         // Of an object that was deleted and made anew the last good is another one's, but nobody meant it to fall away in between.
         let last = of.records.get(&name).and_then(Record::stored).cloned();
@@ -226,7 +224,7 @@ impl Held {
                 }
                 match &record.meaning {
                     Meaning::Policy(Some(stored)) => {
-                        _ = policies.insert(stored.object.key(), Arc::clone(stored))
+                        policies.insert(stored.object.key(), Arc::clone(stored));
                     }
                     Meaning::Grants(of_object) => grants.extend(of_object.iter().cloned()),
                     Meaning::Policy(None) | Meaning::Foreign => {}

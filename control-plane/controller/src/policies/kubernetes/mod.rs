@@ -175,7 +175,7 @@ impl Shared {
         let key = change.key();
         let resource = Resource::Policy(key.kind);
         let api = self.api(resource, &key.namespace);
-        let found = within(api.get_opt(&key.name)).await.map_err(|reason| failed(&key, reason))?;
+        let found = within(api.get_opt(&key.name)).await.map_err(|failure| failed(&key, &failure))?;
         let judged = before.policies.get(&key);
         let is_as_judged = match (&found, judged) {
             (None, None) => true,
@@ -205,14 +205,14 @@ impl Shared {
                 let params =
                     DeleteParams { dry_run, preconditions: Some(preconditions), ..DeleteParams::default() };
                 let deleted = within(api.delete(&key.name, &params)).await;
-                deleted.map_err(|reason| failed(&key, reason))?;
+                deleted.map_err(|failure| failed(&key, &failure))?;
                 if !dry_run {
                     self.change(|held| held.deleted(resource, &key, meta.uid));
                 }
                 return Ok(());
             }
         };
-        let written = written.map_err(|reason| failed(&key, reason))?;
+        let written = written.map_err(|failure| failed(&key, &failure))?;
         if !dry_run {
             self.change(|held| held.put(resource, written, true));
         }
@@ -288,7 +288,7 @@ impl Failure {
     }
 }
 
-fn failed(key: &Key, failure: Failure) -> WriteError {
+fn failed(key: &Key, failure: &Failure) -> WriteError {
     match failure.code() {
         // AlreadyExists and a version that is not the newest; an object that went between reading and writing.
         Some(409 | 404) => WriteError::Conflict,

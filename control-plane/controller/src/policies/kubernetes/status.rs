@@ -214,14 +214,13 @@ fn of_route(record: &Record, conditions: &[Condition], now: &str) -> Value {
     for reference in references {
         let old = own.iter().find(|entry| entry.get("parentRef") == Some(&reference));
         let old = old.and_then(|entry| entry.get("conditions"));
-        let told = match &record.fault {
-            Some(fault) => vec![Told::new("Accepted", "False", "UnsupportedValue", fault)],
-            None => {
-                let of_it = |condition: &&Condition| {
-                    condition.parent.as_ref().is_some_and(|parent| json!(parent) == reference)
-                };
-                together(conditions.iter().filter(of_it))
-            }
+        let told = if let Some(fault) = &record.fault {
+            vec![Told::new("Accepted", "False", "UnsupportedValue", fault)]
+        } else {
+            let of_it = |condition: &&Condition| {
+                condition.parent.as_ref().is_some_and(|parent| json!(parent) == reference)
+            };
+            together(conditions.iter().filter(of_it))
         };
         let conditions: Value = told.iter().map(|told| told.dated(old, record.generation(), now)).collect();
         parents.push(json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions}));

@@ -231,10 +231,8 @@ fn objects_that_went_with_their_crd_stay_until_they_are_back() {
 async fn picture_where(store: &KubernetesStore, is_it: impl Fn(&Picture) -> bool) -> Arc<Picture> {
     let mut pictures = store.pictures();
     let found = tokio::time::timeout(DEADLINE, pictures.wait_for(|picture| is_it(picture))).await;
-    match found {
-        Ok(found) => Arc::clone(&found.unwrap()),
-        Err(_) => panic!("it never came: {:#?}", store.pictures().borrow()),
-    }
+    let Ok(found) = found else { panic!("it never came: {:#?}", store.pictures().borrow()) };
+    Arc::clone(&found.unwrap())
 }
 
 fn has(picture: &Picture, name: &str) -> bool {
