@@ -1,6 +1,6 @@
 //! Policies as objects of a real Kubernetes API: what the CRDs take and refuse, and the controller's store on them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,16 +44,15 @@ impl World {
     async fn build() -> anyhow::Result<Self> {
         let network = Network::new().await?;
         let cluster = Cluster::start(&network, Setup::default()).await?;
-        for folder in ["charts/outrigger/files/crds", "target/tools/gateway-api-crds"] {
-            apply(&cluster.client(), &documents(folder)?).await?;
+        for folder in [own_crds(), sandbox::get().tool("gateway-api-crds")?] {
+            apply(&cluster.client(), &documents(&folder)?).await?;
         }
-        apply(&cluster.client(), NAMESPACES).await?;
+        apply(&cluster.client(), OBJECTS).await?;
         let host = network.host("controller").await?;
         let data = sandbox::get().work.join("controller-data");
         let config = json!({
             "kubernetes": {"enabled": true, "kubeconfig": cluster.kubeconfig()},
             "policies": {"store": "kubernetes"},
-            "file": {"directory": services()?},
         });
         let mut controller = Controller::start(&host, data, config).await?;
         controller.wait_ready().await?;
@@ -61,7 +60,11 @@ impl World {
     }
 }
 
-const NAMESPACES: &str = r"
+const OBJECTS: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: { name: outrigger-system }
+---
 apiVersion: v1
 kind: Namespace
 metadata: { name: shop }
@@ -69,34 +72,35 @@ metadata: { name: shop }
 apiVersion: v1
 kind: Namespace
 metadata: { name: other }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: shop }
+spec: { ports: [{ name: http, port: 80 }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: orders, namespace: other }
+spec: { ports: [{ name: http, port: 80 }] }
 ";
 
 fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
+fn own_crds() -> PathBuf {
+    repository().join("charts/outrigger/files/crds")
+}
+
 /// The YAML files of a folder as one text.
-fn documents(folder: &str) -> anyhow::Result<String> {
-    let folder = repository().join(folder);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .with_context(|| format!("{}: run `make tools`", folder.display()))?
+fn documents(folder: &Path) -> anyhow::Result<String> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .with_context(|| format!("reading {}", folder.display()))?
         .map(|file| Ok(file?.path()))
         .collect::<anyhow::Result<_>>()?;
     files.sort();
     let texts = files.iter().map(std::fs::read_to_string).collect::<Result<Vec<_>, _>>()?;
     Ok(texts.join("\n---\n"))
-}
-
-/// A folder with the services that routes are about.
-fn services() -> anyhow::Result<PathBuf> {
-    let folder = sandbox::get().work.join("services");
-    std::fs::create_dir_all(&folder)?;
-    let service = "kind: Service\nname: NAME\nnamespace: SPACE\nports: [{port: 80, name: http, protocol: HTTP1}]\nendpoints: []\n";
-    for (name, namespace) in [("web", "shop"), ("orders", "other")] {
-        let text = service.replace("NAME", name).replace("SPACE", namespace);
-        std::fs::write(folder.join(format!("{name}.yaml")), text)?;
-    }
-    Ok(folder)
 }
 
 /// The kinds of policies, and where the API has them.
@@ -320,7 +324,7 @@ async fn last_good(world: std::sync::Arc<World>) -> anyhow::Result<()> {
     })
     .await?;
     is_held().await?;
-    apply(&client, &documents("charts/outrigger/files/crds")?).await?;
+    apply(&client, &documents(&own_crds())?).await?;
     apply(&client, DENY).await?;
     wait_until(LIMIT, "the controller to trust it again", || async {
         let count = controller.log().matches("policies are read from Kubernetes again").count();
