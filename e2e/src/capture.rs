@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
-use crate::network::Network;
+use crate::network::{Host, Network};
 
 /// `ETH_P_ALL` (`linux/if_ether.h`): every protocol.
 const EVERY_PROTOCOL: u16 = 0x0003;
@@ -53,6 +53,11 @@ pub struct Flow {
 impl Capture {
     /// Starts to capture in the hub of `network`.
     pub async fn start(network: &Network) -> anyhow::Result<Self> {
+        Self::on(network.hub()).await
+    }
+
+    /// Starts to capture on every interface of a host.
+    pub async fn on(host: &Host) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (send, frames) = oneshot::channel();
         let stopped = Arc::clone(&stop);
@@ -66,7 +71,7 @@ impl Capture {
             std::thread::spawn(move || drop(send.send(collect(socket, &stopped))));
             Ok(())
         };
-        network.hub().run(open).await?;
+        host.run(open).await?;
         Ok(Self { stop, frames })
     }
 

@@ -31,7 +31,7 @@ pub struct Controller {
 
 impl Controller {
     /// Starts one on `host`, with `config` beside its ports and its data, which an earlier one may have left.
-    pub(crate) async fn start(host: &Host, data_dir: PathBuf, mut config: Value) -> anyhow::Result<Self> {
+    pub async fn start(host: &Host, data_dir: PathBuf, mut config: Value) -> anyhow::Result<Self> {
         config["data_dir"] = json!(data_dir);
         config["listen"] = json!(format!("[::]:{DISCOVERY_PORT}"));
         config["api_listen"] = json!(format!("127.0.0.1:{API_PORT}"));
@@ -62,6 +62,11 @@ impl Controller {
     /// What it has logged so far, and others before it on its host.
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Its memory, as the kernel counts it.
+    pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
+        self.process.resident_bytes()
     }
 
     /// Calls its API at `/api/v1<path>`.

@@ -86,6 +86,7 @@ pub struct Mesh {
     /// What stands before Consul, where the setup says so.
     pub front: Option<Front>,
     setup: Setup,
+    more: Value,
     controller: Mutex<Option<Controller>>,
     consul_token: Option<String>,
 }
@@ -93,10 +94,14 @@ pub struct Mesh {
 impl Mesh {
     /// Starts Consul and the controller.
     pub async fn start(setup: Setup) -> anyhow::Result<Self> {
-        let network = Network::new().await?;
+        Self::start_on(Network::new().await?, setup, json!({})).await
+    }
+
+    /// The same on a network that there is, with more fields in the controller's configuration.
+    pub async fn start_on(network: Network, setup: Setup, more: Value) -> anyhow::Result<Self> {
         let consul = Consul::start(&network, setup.consul).await?;
-        let more = if setup.policies_in_consul { WRITES_POLICIES } else { "" };
-        let consul_token = consul.controller_token(more).await?;
+        let rules = if setup.policies_in_consul { WRITES_POLICIES } else { "" };
+        let consul_token = consul.controller_token(rules).await?;
         let controller_host = network.host("controller").await?;
         let data = data_dir();
         if data.exists() {
@@ -118,6 +123,7 @@ impl Mesh {
             controller_host,
             front,
             setup,
+            more,
             controller: Mutex::new(None),
             consul_token,
         };
@@ -175,6 +181,13 @@ impl Mesh {
             std::fs::create_dir_all(services_dir()).context("making the folder of services")?;
             config["file"] = json!({ "directory": services_dir(), "poll_interval": "100ms" });
         }
+        for (field, value) in self.more.as_object().into_iter().flatten() {
+            // Sections are merged, so that one can be added to.
+            match (config[field].as_object_mut(), value.as_object()) {
+                (Some(known), Some(added)) => known.extend(added.clone()),
+                _ => config[field] = value.clone(),
+            }
+        }
         Ok(config)
     }
 
@@ -200,6 +213,11 @@ impl Mesh {
     /// What the controller has logged so far.
     pub async fn controller_log(&self) -> String {
         self.controller.lock().await.as_ref().map(Controller::log).unwrap_or_default()
+    }
+
+    /// The controller's memory, as the kernel counts it.
+    pub async fn controller_memory(&self) -> anyhow::Result<u64> {
+        self.controller.lock().await.as_ref().context("the controller is not running")?.resident_bytes()
     }
 
     /// Runs the CLI beside the controller.
@@ -239,6 +257,7 @@ impl Mesh {
     pub fn workload(&self, name: &str) -> Plan<'_> {
         Plan {
             mesh: self,
+            host: None,
             name: name.to_owned(),
             account: name.to_owned(),
             services: Vec::new(),
@@ -274,6 +293,7 @@ pub(crate) fn data_dir() -> PathBuf {
 #[must_use = "a plan does nothing before it is started"]
 pub struct Plan<'a> {
     mesh: &'a Mesh,
+    host: Option<Host>,
     name: String,
     account: String,
     services: Vec<(String, u16)>,
@@ -297,6 +317,12 @@ impl Plan<'_> {
     /// It serves a service at a port: registered in Consul, allowed by its token and claimed by its sidecar.
     pub fn serves(mut self, service: &str, port: u16) -> Self {
         self.services.push((service.to_owned(), port));
+        self
+    }
+
+    /// It runs on a host that there is.
+    pub fn on(mut self, host: &Host) -> Self {
+        self.host = Some(host.clone());
         self
     }
 
@@ -360,7 +386,10 @@ impl Plan<'_> {
 
     /// Starts it without waiting for the sidecar.
     pub async fn start_unready(self) -> anyhow::Result<Workload> {
-        let host = self.mesh.network.host(&self.name).await?;
+        let host = match &self.host {
+            Some(host) => host.clone(),
+            None => self.mesh.network.host(&self.name).await?,
+        };
         let mut workload = Workload { host, app: None, sidecar: None, folder: PathBuf::new() };
         if !self.app.is_empty() {
             workload.start_app(&self.app).await?;

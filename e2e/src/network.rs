@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context as _, anyhow};
 use futures_util::TryStreamExt as _;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -96,11 +97,41 @@ impl Network {
 
 impl Host {
     async fn start(name: &str, number: u8) -> anyhow::Result<Self> {
+        Self::inside(name, number, || unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace"))
+            .await
+    }
+
+    /// The network namespace of somebody else, by one of its addresses: of those that `folder` holds as files, as container
+    /// runtimes keep them. Its own number, and so [`Host::v4`] and the like, mean nothing.
+    pub async fn with_address(name: &str, folder: &Path, address: IpAddr) -> anyhow::Result<Self> {
+        let entries = std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let enter = move || {
+                let file =
+                    std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", path.display()))
+            };
+            // One that has just gone is not the one.
+            let Ok(host) = Self::inside(name, 0, enter).await else { continue };
+            let bound =
+                host.run(move || async move { Ok(tokio::net::UdpSocket::bind((address, 0)).await.is_ok()) });
+            if bound.await? {
+                return Ok(host);
+            }
+        }
+        anyhow::bail!("no network namespace in {} has the address {address} of {name}", folder.display())
+    }
+
+    async fn inside(
+        name: &str,
+        number: u8,
+        enter: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job>(64);
         let (ready, namespace) = oneshot::channel();
         let thread = move || {
             let enter = || -> anyhow::Result<_> {
-                unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+                enter()?;
                 let namespace = std::fs::File::open("/proc/thread-self/ns/net").context("opening it")?;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 Ok((OwnedFd::from(namespace), runtime))

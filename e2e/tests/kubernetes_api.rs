@@ -14,6 +14,7 @@ use outrigger_e2e::figures::{Figure, hold};
 use outrigger_e2e::kubernetes::{Cluster, Setup, apply, delete, gone, wait_for};
 use outrigger_e2e::network::Network;
 use outrigger_e2e::suite::{case, suite};
+use outrigger_e2e::wait::wait_until;
 use tokio::sync::Mutex;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -46,6 +47,7 @@ impl World {
         let start = Instant::now();
         let cluster = Cluster::start(&network, Setup { controllers: true }).await?;
         let took = start.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         hold(&[
             Figure::at_most("Kubernetes API with controllers, from nothing to ready", "s", READY, took),
@@ -96,13 +98,17 @@ async fn rbac(world: std::sync::Arc<World>) -> anyhow::Result<()> {
     let Err(kube::Error::Api(status)) = refused else { anyhow::bail!("listing was not refused") };
     ensure!(status.code == 403, "{status:?}");
 
+    // A request is logged when its answer is on the way.
     let user = "system:serviceaccount:people:reader";
-    let audit = cluster.audit()?;
-    let seen: Vec<_> = audit.iter().filter(|request| request.user == user).collect();
-    let verbs: Vec<_> = seen.iter().map(|request| (request.verb.as_str(), request.code)).collect();
-    ensure!(verbs == [("get", 200), ("list", 403)], "the audit log has {seen:?}");
-    ensure!(seen[0].resource == "configmaps" && seen[0].namespace == "people" && seen[0].name == "note");
-    Ok(())
+    wait_until(LIMIT, "the audit log to have both", || async {
+        let mut seen = cluster.audit()?;
+        seen.retain(|request| request.user == user);
+        let verbs: Vec<_> = seen.iter().map(|request| (request.verb.as_str(), request.code)).collect();
+        ensure!(verbs == [("get", 200), ("list", 403)], "it has {seen:?}");
+        ensure!(seen[0].resource == "configmaps" && seen[0].namespace == "people" && seen[0].name == "note");
+        Ok(())
+    })
+    .await
 }
 
 async fn token_review(world: std::sync::Arc<World>) -> anyhow::Result<()> {
@@ -211,10 +217,11 @@ async fn controllers(world: std::sync::Arc<World>) -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    let pods = Api::<Pod>::namespaced(client.clone(), "fleet").list(&ListParams::default().labels("app=web"));
-    ensure!(pods.await?.items.len() == 2);
+    let pods = Api::<Pod>::namespaced(client.clone(), "fleet");
+    let pods = pods.list(&ListParams::default().labels("app=web")).await?;
+    ensure!(pods.items.len() == 2);
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), "fleet");
-    outrigger_e2e::wait::wait_until(LIMIT, "a slice of each family", || async {
+    wait_until(LIMIT, "a slice of each family", || async {
         let found = slices.list(&ListParams::default()).await?.items;
         let mut families: Vec<_> = found.iter().map(|slice| slice.address_type.as_str()).collect();
         families.sort_unstable();

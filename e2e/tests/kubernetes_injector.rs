@@ -68,7 +68,13 @@ impl World {
         let client = cluster.client();
         apply(&client, OBJECTS).await?;
         for name in ["outrigger-system", "shop", "quiet"] {
-            namespace(&client, name, &json!({ "outrigger.dev/inject": if name == "shop" { "enabled" } else { "no" } }), "init").await?;
+            namespace(
+                &client,
+                name,
+                &json!({ "outrigger.dev/inject": if name == "shop" { "enabled" } else { "no" } }),
+                "init",
+            )
+            .await?;
         }
         let kubeconfig = cluster.kubeconfig_of("outrigger-system", "outrigger-injector").await?;
         let ca = Ca::new()?;
@@ -93,13 +99,13 @@ impl World {
         apply(&world.cluster.client(), &secret.unwrap_or_default()).await?;
         for (mode, injector) in &world.injectors {
             injector.wait_ready().await?;
-            apply(&world.cluster.client(), &world.webhooks(mode, &injector.host, &world.ca)?).await?;
+            apply(&world.cluster.client(), &World::webhooks(mode, &injector.host, &world.ca)?).await?;
         }
         Ok(world)
     }
 
     /// The chart's two entries, for the namespaces of a mode, with an address in place of the Service.
-    fn webhooks(&self, mode: &str, host: &Host, ca: &Ca) -> anyhow::Result<String> {
+    fn webhooks(mode: &str, host: &Host, ca: &Ca) -> anyhow::Result<String> {
         let entry = |name: &str, namespaces: Value, pods: Value| {
             json!({
                 "name": name,
@@ -176,7 +182,8 @@ impl Ca {
     }
 
     fn secret(&self, world: &World) -> anyhow::Result<String> {
-        let names: Vec<String> = world.injectors.values().map(|injector| injector.host.v4().to_string()).collect();
+        let names: Vec<String> =
+            world.injectors.values().map(|injector| injector.host.v4().to_string()).collect();
         let key = KeyPair::generate()?;
         let leaf = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?.pem();
         let data = |text: String| ByteString(text.into_bytes());
@@ -231,7 +238,9 @@ subjects:
 async fn namespace(client: &kube::Client, name: &str, labels: &Value, mode: &str) -> anyhow::Result<()> {
     let mut labels = labels.clone();
     labels["mode"] = mode.into();
-    let mut objects = vec![json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })];
+    let mut objects = vec![
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }),
+    ];
     objects.extend(["default", "web"].map(|account| {
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": account, "namespace": name } })
     }));
@@ -266,7 +275,10 @@ async fn selectors(world: Arc<World>) -> anyhow::Result<()> {
     }
     let asked = world.injectors["init"].metrics("/metrics").await?;
     ensure!(asked.contains("reviews_total{reason=\"injected\"} 3"), "{asked}");
-    ensure!(!asked.contains("notOptedIn") && !asked.contains("optedOut"), "a pod that did not opt in was asked about: {asked}");
+    ensure!(
+        !asked.contains("notOptedIn") && !asked.contains("optedOut"),
+        "a pod that did not opt in was asked about: {asked}"
+    );
     Ok(())
 }
 
@@ -288,7 +300,9 @@ async fn cases(world: Arc<World>) -> anyhow::Result<()> {
             continue;
         }
         let mut labels = json!({});
-        for (fact, label) in [("inject", "outrigger.dev/inject"), ("pod_security", "pod-security.kubernetes.io/enforce")] {
+        for (fact, label) in
+            [("inject", "outrigger.dev/inject"), ("pod_security", "pod-security.kubernetes.io/enforce")]
+        {
             if let Some(value) = facts[fact].as_str() {
                 labels[label] = value.into();
             }
@@ -307,12 +321,24 @@ async fn cases(world: Arc<World>) -> anyhow::Result<()> {
         let injected = outcome == "injected" || outcome.starts_with("has a sidecar");
         ensure!(has_sidecar(&created) == injected, "{name}: {created:#}");
         if injected {
-            let first: Vec<_> = created["spec"]["initContainers"].as_array().into_iter().flatten().map(|one| &one["name"]).take(2).collect();
-            ensure!(first.get(1).is_some_and(|name| **name == "outrigger-proxy"), "{name}: ours are not first: {first:?}");
+            let first: Vec<_> = created["spec"]["initContainers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|one| &one["name"])
+                .take(2)
+                .collect();
+            ensure!(
+                first.get(1).is_some_and(|name| **name == "outrigger-proxy"),
+                "{name}: ours are not first: {first:?}"
+            );
             let ours = created["spec"]["initContainers"].as_array().into_iter().flatten().take(2);
             let api_token = "/var/run/secrets/kubernetes.io/serviceaccount";
             let mut mounts = ours.flat_map(|one| one["volumeMounts"].as_array().into_iter().flatten());
-            ensure!(!mounts.any(|mount| mount["mountPath"] == api_token), "{name}: ours have the API's token: {created:#}");
+            ensure!(
+                !mounts.any(|mount| mount["mountPath"] == api_token),
+                "{name}: ours have the API's token: {created:#}"
+            );
         }
         for (index, container) in pod["spec"]["containers"].as_array().into_iter().flatten().enumerate() {
             let there = &created["spec"]["containers"][index];
@@ -343,7 +369,8 @@ fn read_case(path: &Path) -> anyhow::Result<(Value, Value, Value)> {
     let text = std::fs::read_to_string(path)?;
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-    let [facts, pod] = documents.try_into().map_err(|_| anyhow::anyhow!("{}: two documents", path.display()))?;
+    let [facts, pod] =
+        documents.try_into().map_err(|_| anyhow::anyhow!("{}: two documents", path.display()))?;
     let expected = serde_json::from_str(&std::fs::read_to_string(path.with_extension("json"))?)?;
     Ok((facts, pod, expected))
 }
@@ -364,7 +391,8 @@ async fn pod_security(world: Arc<World>) -> anyhow::Result<()> {
         ("cni", "restricted", true),
     ] {
         let of = format!("level-{mode}-{level}");
-        let labels = json!({ "outrigger.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": level });
+        let labels =
+            json!({ "outrigger.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": level });
         namespace(&client, &of, &labels, mode).await?;
         match world.create(&of, &strict).await {
             Ok(created) => ensure!(expected && has_sidecar(&created), "{of}: {created:#}"),
@@ -388,7 +416,10 @@ async fn event(world: Arc<World>) -> anyhow::Result<()> {
     let events = Api::<Event>::namespaced(client, "shop");
     wait_until(LIMIT, "the event", || async {
         let found = events.list(&ListParams::default()).await?.items;
-        let of = |event: &Event| event.reason.as_deref() == Some("InjectionSkipped") && event.involved_object.name.as_deref() == Some("agent");
+        let of = |event: &Event| {
+            event.reason.as_deref() == Some("InjectionSkipped")
+                && event.involved_object.name.as_deref() == Some("agent")
+        };
         ensure!(found.iter().any(of), "there are {found:?}");
         Ok(())
     })
@@ -413,16 +444,24 @@ async fn burst(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(all >= 1000.0, "{all} reviews were measured");
     // The upper end of the bucket that holds it: an honest bound.
     let p99 = counted.iter().find(|(_, count)| *count >= all * 0.99).context("one bucket holds it")?.0;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let memory = injector.process.lock().await.resident_bytes()? as f64 / f64::from(1 << 20);
     hold(&[
-        Figure::at_most("E9: admission review, 1,000 pods at once, p99 is below", "ms", BURST_P99, p99 * 1000.0),
+        Figure::at_most(
+            "E9: admission review, 1,000 pods at once, p99 is below",
+            "ms",
+            BURST_P99,
+            p99 * 1000.0,
+        ),
         Figure::info("memory of the injector after them", "MiB", memory),
     ])
 }
 
 /// Upper ends and counts of the duration's histogram.
 fn buckets(metrics: &str) -> Vec<(f64, f64)> {
-    let lines = metrics.lines().filter_map(|line| line.strip_prefix("outrigger_injector_review_duration_seconds_bucket{le=\""));
+    let lines = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("outrigger_injector_review_duration_seconds_bucket{le=\""));
     lines
         .filter_map(|line| {
             let (limit, count) = line.split_once("\"} ")?;
@@ -438,11 +477,11 @@ async fn certificate(world: Arc<World>) -> anyhow::Result<()> {
     let mut both = Ca::new()?;
     both.root = format!("{}{}", world.ca.root, next.root);
     for (mode, injector) in &world.injectors {
-        apply(&client, &world.webhooks(mode, &injector.host, &both)?).await?;
+        apply(&client, &World::webhooks(mode, &injector.host, &both)?).await?;
     }
     apply(&client, &next.secret(&world)?).await?;
     for (mode, injector) in &world.injectors {
-        apply(&client, &world.webhooks(mode, &injector.host, &next)?).await?;
+        apply(&client, &World::webhooks(mode, &injector.host, &next)?).await?;
     }
     wait_until(LIMIT, "pods under the new certificate alone", || async {
         let created = world.create("shop", &pod("web", &json!({}))).await?;
@@ -458,7 +497,8 @@ async fn away(world: Arc<World>) -> anyhow::Result<()> {
         anyhow::bail!("a pod that opted in started without a sidecar");
     };
     ensure!(status.message.contains("namespace.injector.outrigger.dev"), "{}", status.message);
-    for (namespace, labels) in [("quiet", json!({})), ("shop", json!({ "outrigger.dev/inject": "disabled" }))] {
+    for (namespace, labels) in [("quiet", json!({})), ("shop", json!({ "outrigger.dev/inject": "disabled" }))]
+    {
         let created = world.create(namespace, &pod("web", &labels)).await?;
         ensure!(!has_sidecar(&created), "{created:#}");
     }

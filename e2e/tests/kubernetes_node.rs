@@ -24,7 +24,7 @@ use outrigger_e2e::wait::wait_until;
 
 /// Seconds from nothing to a node on which pods run and resolve names; 10 are usual.
 const READY: f64 = 60.0;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const APP: &str = "e2e.outrigger.dev/app:1";
 const TOOLS: &str = "e2e.outrigger.dev/tools:1";
 
@@ -324,7 +324,8 @@ async fn projected_token(world: Arc<World>) -> anyhow::Result<()> {
     let token = node.exec("basics", "token", "shell", &["cat", "/var/run/secrets/outrigger/token"]).await?;
     let spec = TokenReviewSpec { token: Some(token), audiences: Some(vec!["outrigger".to_owned()]) };
     let review = TokenReview { spec, ..Default::default() };
-    let review = Api::<TokenReview>::all(node.client()).create(&Default::default(), &review).await?;
+    let review =
+        Api::<TokenReview>::all(node.client()).create(&kube::api::PostParams::default(), &review).await?;
     let user = review.status.context("a review has a status")?.user.context("the token was refused")?;
     let pod = user.extra.and_then(|extra| extra.get("authentication.kubernetes.io/pod-name").cloned());
     ensure!(pod == Some(vec!["token".to_owned()]), "the token is bound to {pod:?}");

@@ -28,9 +28,9 @@ node|kubelet|kubernetes|k8s.io/kubernetes/cmd/kubelet|about 20 seconds
 node|kube-proxy|kubernetes|k8s.io/kubernetes/cmd/kube-proxy|about 10 seconds
 node|coredns|coredns|github.com/coredns/coredns|about 1 minute
 node|pause|pause|.|a second
-node|gateway-conformance|conformance|sigs.k8s.io/gateway-api/conformance|about 1 minute
-node|echo-server|echo|istio.io/istio/pkg/test/echo/cmd/server|about 30 seconds
-node|echo-client|echo|istio.io/istio/pkg/test/echo/cmd/client|a few seconds
+conformance|gateway-conformance|conformance|sigs.k8s.io/gateway-api/conformance|about 1 minute
+conformance|echo-server|echo|istio.io/istio/pkg/test/echo/cmd/server|about 30 seconds
+conformance|echo-client|echo|istio.io/istio/pkg/test/echo/cmd/client|a few seconds
 '
 
 if ! command -v go >/dev/null 2>&1; then

@@ -1,21 +1,33 @@
 //! The controller's API, as the commands see it: JSON over HTTP/1.1 with a bearer token.
 //!
-//! The API listens on loopback; a controller elsewhere is reached through a tunnel, so there is no TLS here yet.
+//! The API listens on loopback, so there is no TLS here: the controller of a cluster is reached through the API server's
+//! port-forward (`cluster`), one on another host through a tunnel of one's own.
 
 use std::{
     fmt::{self, Write as _},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use outrigger_policy::Fault;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::OnceCell,
+};
+
+use crate::{
+    cluster::{Cluster, Forward},
+    kubeconfig,
+};
 
 /// How long one call may take: the API answers from memory, so more than this is a controller in trouble.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -25,12 +37,40 @@ const MAX_ANSWER: usize = 64 << 20;
 /// Says who asks, for the history and the audit log. Nobody believes it more than the token.
 const AUTHOR: &str = "outrigger-author";
 
+/// How long the other end of a forward may take to say why it failed, once it has.
+const REASON: Duration = Duration::from_millis(500);
+
 /// A controller's API and what opens it.
 #[derive(Clone, Debug)]
-pub(crate) struct Server {
-    /// `host:port`.
-    address: String,
-    token: Token,
+pub(crate) struct Server(Route);
+
+#[derive(Clone, Debug)]
+enum Route {
+    Address {
+        /// `host:port`.
+        address: String,
+        token: Token,
+    },
+    /// Connected to when it is needed first.
+    Cluster {
+        chosen: kubeconfig::Cluster,
+        cluster: Arc<OnceCell<Cluster>>,
+        /// A certain controller of it; none: whichever is ready.
+        pod: Option<String>,
+    },
+}
+
+/// What carries a request.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// The way of one request.
+struct Way {
+    stream: Box<dyn Stream>,
+    /// What proves who asks.
+    authorization: HeaderValue,
+    /// Where a forward says why it fails.
+    fault: Option<BoxFuture<'static, Option<String>>>,
 }
 
 /// Where the bearer token comes from. A file is read for each call: the controller may have made a new one.
@@ -59,7 +99,28 @@ impl Server {
             );
         }
         let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-        Ok(Self { address: address.to_owned(), token })
+        Ok(Self(Route::Address { address: address.to_owned(), token }))
+    }
+
+    /// The API of the controller in a cluster.
+    pub(crate) fn of_cluster(chosen: kubeconfig::Cluster) -> Self {
+        Self(Route::Cluster { chosen, cluster: Arc::default(), pod: None })
+    }
+
+    /// Every controller of the mesh: a sidecar is connected to one of them, and only that one can tell of it.
+    pub(crate) async fn replicas(&self) -> Result<Vec<Self>> {
+        let Some(connected) = self.cluster().await? else { return Ok(vec![self.clone()]) };
+        let Route::Cluster { chosen, cluster, .. } = &self.0 else { return Ok(vec![self.clone()]) };
+        let of_pod = |pod| {
+            Self(Route::Cluster { chosen: chosen.clone(), cluster: Arc::clone(cluster), pod: Some(pod) })
+        };
+        Ok(connected.controllers().await?.into_iter().map(of_pod).collect())
+    }
+
+    /// The cluster that it is reached through, connected.
+    pub(crate) async fn cluster(&self) -> Result<Option<&Cluster>> {
+        let Route::Cluster { chosen, cluster, .. } = &self.0 else { return Ok(None) };
+        cluster.get_or_try_init(|| Cluster::connect(chosen.clone())).await.map(Some)
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -76,32 +137,76 @@ impl Server {
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
-        let what = format!("{method} http://{}{path}", self.address);
-        let answer = tokio::time::timeout(DEADLINE, self.exchange(method, path, body))
+        let what = match &self.0 {
+            Route::Address { address, .. } => format!("{method} http://{address}{path}"),
+            Route::Cluster { .. } => format!("{method} {path}"),
+        };
+        // It has deadlines of its own, and its user may be asked to log in.
+        self.cluster().await?;
+        let Way { stream, authorization, fault } = self.connect(&method).await?;
+        let answer = tokio::time::timeout(DEADLINE, self.exchange(method, path, body, stream, authorization))
             .await
-            .with_context(|| format!("{what}: no answer within {} s", DEADLINE.as_secs()))?
-            .with_context(|| what.clone())?;
+            .with_context(|| format!("{what}: no answer within {} s", DEADLINE.as_secs()))?;
+        let answer = match (answer, fault) {
+            // Where the other end of a forward knows why, its words say more than that the stream has ended.
+            (Err(error), Some(fault)) if !error.is::<Refusal>() => {
+                match tokio::time::timeout(REASON, fault).await {
+                    Ok(Some(reason)) => {
+                        bail!("{what}: the forward to the controller failed: {}", reason.trim())
+                    }
+                    _ => Err(error),
+                }
+            }
+            (answer, _) => answer,
+        };
+        let answer = answer.with_context(|| what.clone())?;
         serde_json::from_slice(&answer)
             .with_context(|| format!("{what}: the answer is not what was expected"))
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
-        let token = match &self.token {
+    async fn connect(&self, method: &Method) -> Result<Way> {
+        let (address, token) = match &self.0 {
+            Route::Address { address, token } => (address, token),
+            Route::Cluster { pod, .. } => {
+                let cluster = self.cluster().await?.context("the cluster is connected")?;
+                let authorization = cluster.authorization(method).await?;
+                let Forward { stream, fault } = cluster.controller(pod.as_deref()).await?;
+                return Ok(Way { stream: Box::new(stream), authorization, fault: Some(fault) });
+            }
+        };
+        let token = match token {
             Token::Text(token) => token.clone(),
             Token::File(file) => std::fs::read_to_string(file).with_context(|| {
                 format!("reading the API's token from {} (name another with --token-file)", file.display())
             })?,
         };
-        let stream = TcpStream::connect(&self.address)
-            .await
-            .context("connecting to the controller (is it running, and is --server right?)")?;
+        let connecting = tokio::time::timeout(DEADLINE, TcpStream::connect(address)).await;
+        let stream = connecting.map_err(std::io::Error::from).flatten().with_context(|| {
+            format!("connecting to the controller at {address} (is it running, and is --server right?)")
+        })?;
+        let authorization = HeaderValue::try_from(format!("Bearer {}", token.trim()))?;
+        Ok(Way { stream: Box::new(stream), authorization, fault: None })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        stream: Box<dyn Stream>,
+        authorization: HeaderValue,
+    ) -> Result<Bytes> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
+        let host = match &self.0 {
+            Route::Address { address, .. } => address,
+            Route::Cluster { .. } => "outrigger-controller",
+        };
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, &self.address)
-            .header(header::AUTHORIZATION, format!("Bearer {}", token.trim()))
+            .header(header::HOST, host)
+            .header(header::AUTHORIZATION, authorization)
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(author) = author() {
             request = request.header(AUTHOR, author);
@@ -114,15 +219,18 @@ impl Server {
             .await
             .map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?
             .to_bytes();
-        match status {
-            StatusCode::NO_CONTENT => Ok(Bytes::from_static(b"null")),
-            status if status.is_success() => Ok(answer),
-            StatusCode::UNAUTHORIZED => {
+        match (status, &self.0) {
+            (StatusCode::NO_CONTENT, _) => Ok(Bytes::from_static(b"null")),
+            (status, _) if status.is_success() => Ok(answer),
+            (StatusCode::UNAUTHORIZED, Route::Address { .. }) => {
                 bail!(
                     "the controller does not accept this token (see --token-file and `outrigger context list`)"
                 )
             }
-            status => Err(Refusal::new(status, &answer).into()),
+            (StatusCode::UNAUTHORIZED, Route::Cluster { .. }) => {
+                bail!("the API server accepts your token, but does not confirm it to the controller")
+            }
+            (status, _) => Err(Refusal::new(status, &answer).into()),
         }
     }
 }
@@ -211,7 +319,8 @@ mod tests {
     #[test]
     fn an_address_may_be_a_url_but_not_of_https() {
         let token = Token::Text(String::new());
-        assert_eq!(Server::new("http://h:1/", token.clone()).unwrap().address, "h:1");
+        let server = Server::new("http://h:1/", token.clone()).unwrap();
+        assert!(matches!(server.0, Route::Address { address, .. } if address == "h:1"));
         assert!(Server::new("https://h:1", token).unwrap_err().to_string().contains("tunnel"));
     }
 }

@@ -1,7 +1,9 @@
-//! The file that names controllers, as kubectl's does: contexts, one of which is the current one.
+//! Which controller is meant: at an address, by the file of contexts, or in a cluster, by a kubeconfig.
 //!
 //! What holds is found in one order, for each setting by itself: the option, its environment variable, the context, the
-//! default. So a script that sets everything does not depend on what a person chose last.
+//! default. So a script that sets everything does not depend on what a person chose last. Names of contexts are looked up
+//! in our own file first and then in the kubeconfig: a person who has only the latter needs nothing else, and one who has
+//! both can say either name.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +16,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::client::{Server, Token};
+use crate::{
+    client::{Server, Token},
+    kubeconfig::{Cluster, Clusters},
+};
 
 /// Where a controller on the same host listens.
 const DEFAULT_SERVER: &str = "127.0.0.1:15480";
@@ -29,9 +34,13 @@ const DEFAULT_NAMESPACE: &str = "default";
 pub(crate) struct Connection {
     #[command(flatten)]
     pub(crate) file: File,
-    /// The context of that file, in place of the current one
+    /// The context of that file or of the kubeconfig, in place of the current one
     #[arg(long, env = "OUTRIGGER_CONTEXT", value_name = "NAME")]
     context: Option<String>,
+    /// The kubeconfig of the cluster whose controller is meant [default: where no context is set, KUBECONFIG, else
+    /// ~/.kube/config, else the pod's own cluster]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Address of the controller's API [default: the context's, else 127.0.0.1:15480]
     #[arg(long, env = "OUTRIGGER_SERVER", value_name = "HOST:PORT")]
     server: Option<String>,
@@ -57,16 +66,24 @@ pub(crate) struct Namespace {
     namespace: Option<String>,
 }
 
+/// Where a controller is.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// At an address; our own context says which, if one does.
+    Address(Option<Context>),
+    /// In a cluster.
+    Cluster(Cluster),
+}
+
 impl Connection {
-    /// The controller that these options, the environment and the file lead to.
+    /// The controller that these options, the environment and the files lead to.
     pub(crate) fn server(&self) -> Result<Server> {
-        let context = self.context()?;
-        let (server, token, token_file) = match context {
-            Some(context) => (context.server, context.token, context.token_file),
-            None => (None, None, None),
+        let context = match self.target()? {
+            Target::Cluster(cluster) => return Ok(Server::of_cluster(cluster)),
+            Target::Address(context) => context.unwrap_or_default(),
         };
-        let server = self.server.clone().or(server).unwrap_or_else(|| DEFAULT_SERVER.to_owned());
-        let token = match (self.token_file.clone(), token, token_file) {
+        let server = self.address(Some(&context));
+        let token = match (self.token_file.clone(), context.token, context.token_file) {
             (Some(file), _, _) | (None, None, Some(file)) => Token::File(file),
             (None, Some(Secret(token)), _) => Token::Text(token),
             (None, None, None) => Token::File(DEFAULT_TOKEN_FILE.into()),
@@ -74,32 +91,82 @@ impl Connection {
         Server::new(&server, token)
     }
 
+    /// The cluster that is meant, or what is wrong with meaning one.
+    pub(crate) fn cluster(&self) -> Result<Cluster> {
+        match self.target()? {
+            Target::Cluster(cluster) => Ok(cluster),
+            Target::Address(_) => anyhow::bail!(
+                "no cluster is chosen: there is no kubeconfig, or a context, --server or --token-file leads to a controller at an \
+                 address (`outrigger context` shows which); name one with --kubeconfig"
+            ),
+        }
+    }
+
     /// The namespace of what names none.
     pub(crate) fn namespace(&self, asked: &Namespace) -> Result<String> {
-        Ok(match &asked.namespace {
-            Some(namespace) => namespace.clone(),
-            None => self
-                .context()?
-                .and_then(|context| context.namespace)
-                .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+        if let Some(namespace) = &asked.namespace {
+            return Ok(namespace.clone());
+        }
+        let of_context = match self.target()? {
+            Target::Address(context) => context.and_then(|context| context.namespace),
+            Target::Cluster(cluster) => cluster.namespace(),
+        };
+        Ok(of_context.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()))
+    }
+
+    /// What is meant, and nothing is sent yet: a kubeconfig that was named; else the context that was named or is the
+    /// current one of our file; else, where no address is given, the kubeconfig's current one or the pod's own cluster.
+    pub(crate) fn target(&self) -> Result<Target> {
+        if let Some(file) = &self.kubeconfig {
+            let clusters = Clusters::read(Some(file))?.context("reading the kubeconfig")?;
+            return Ok(Target::Cluster(clusters.choose(self.context.as_deref())?));
+        }
+        let (path, config) = self.file.load()?;
+        if let Some(name) = self.context.as_ref().or(config.current_context.as_ref()) {
+            if let Some(mut context) = config.contexts.into_iter().find(|context| context.name == *name) {
+                // As in kubectl's file: a path is one beside the file, wherever the command is run.
+                if let (Some(file), Some(folder)) = (&mut context.token_file, path.parent()) {
+                    *file = folder.join(&file);
+                }
+                return Ok(Target::Address(Some(context)));
+            }
+            // An address that is given needs no context.
+            if self.context.is_none() && self.server.is_some() {
+                return Ok(Target::Address(None));
+            }
+            let of_cluster = Clusters::read(None)?.and_then(|clusters| clusters.context(name));
+            return of_cluster.map(Target::Cluster).ok_or_else(|| {
+                let fault = format!(
+                    "there is no context `{name}`, and none in a kubeconfig; `outrigger context list` prints those that \
+                     there are"
+                );
+                BadConfig::new(&path, vec![fault]).into()
+            });
+        }
+        if self.server.is_some() || self.token_file.is_some() {
+            return Ok(Target::Address(None));
+        }
+        let clusters = Clusters::read(None)?.filter(|clusters| clusters.current().is_some());
+        Ok(match (clusters, Cluster::of_pod()) {
+            (Some(clusters), _) => Target::Cluster(clusters.choose(None)?),
+            (None, Some(pod)) => Target::Cluster(pod),
+            (None, None) => Target::Address(None),
         })
     }
 
-    fn context(&self) -> Result<Option<Context>> {
-        let (path, config) = self.file.load()?;
-        let Some(name) = self.context.as_ref().or(config.current_context.as_ref()) else { return Ok(None) };
-        let found = config.contexts.into_iter().find(|context| context.name == *name);
-        let missing = || {
-            let fault =
-                format!("there is no context `{name}`; `outrigger context list` prints those that there are");
-            BadConfig { path: path.clone(), faults: vec![fault] }
-        };
-        let mut context = found.ok_or_else(missing)?;
-        // As in kubectl's file: a path is one beside the file, wherever the command is run.
-        if let (Some(file), Some(folder)) = (&mut context.token_file, path.parent()) {
-            *file = folder.join(&file);
+    /// The address that holds for a context of ours.
+    pub(crate) fn address(&self, context: Option<&Context>) -> String {
+        let of_context = context.and_then(|context| context.server.clone());
+        self.server.clone().or(of_context).unwrap_or_else(|| DEFAULT_SERVER.to_owned())
+    }
+
+    /// Where the token for a context of ours comes from.
+    pub(crate) fn token_source(&self, context: Option<&Context>) -> String {
+        match (&self.token_file, context) {
+            (Some(file), _) => file.display().to_string(),
+            (None, Some(context)) => context.token_source(),
+            (None, None) => DEFAULT_TOKEN_FILE.to_owned(),
         }
-        Ok(Some(context))
     }
 }
 
@@ -129,7 +196,7 @@ impl File {
             }
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
-        let bad = |faults| BadConfig { path: path.clone(), faults };
+        let bad = |faults| BadConfig::new(&path, faults);
         let config: Config =
             serde_saphyr::from_str(&text).map_err(|error| bad(vec![error.to_string().trim().to_owned()]))?;
         let mut faults = config.faults();
@@ -254,6 +321,13 @@ impl Config {
 pub(crate) struct BadConfig {
     path: PathBuf,
     faults: Vec<String>,
+}
+
+impl BadConfig {
+    /// The faults of a file.
+    pub(crate) fn new(path: &Path, faults: Vec<String>) -> Self {
+        Self { path: path.to_owned(), faults }
+    }
 }
 
 impl fmt::Display for BadConfig {

@@ -7,19 +7,29 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    config::{Context, File},
+    config::{Connection, Context, File, Namespace, Target},
+    kubeconfig::{Cluster, Clusters},
     output::{self, Format, Row},
 };
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    /// Without one: which controller is meant
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    namespace: Namespace,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the contexts; never their tokens
+    /// List the contexts, those of the kubeconfig too; never their tokens
     List {
         #[command(flatten)]
         file: File,
@@ -31,7 +41,7 @@ enum Command {
     Use {
         #[command(flatten)]
         file: File,
-        /// The context
+        /// The context; one of the kubeconfig will do
         name: String,
     },
     /// Add a context or change what is given of it; the first one becomes the current one
@@ -57,25 +67,42 @@ struct Set {
 
 #[derive(Serialize)]
 struct Listed {
-    name: String,
+    /// None: no context leads there.
+    name: Option<String>,
     current: bool,
+    /// `address` or `cluster`.
+    by: &'static str,
     server: Option<String>,
     namespace: Option<String>,
     token: String,
 }
 
+impl Listed {
+    fn of_cluster(cluster: &Cluster, name: Option<&str>, current: bool) -> Self {
+        Self {
+            name: name.map(str::to_owned),
+            current,
+            by: "cluster",
+            server: cluster.server().map(str::to_owned),
+            namespace: cluster.namespace(),
+            token: format!("of {cluster}"),
+        }
+    }
+}
+
 impl Row for Listed {
-    const COLUMNS: &[&str] = &["NAME", "CURRENT", "SERVER", "NAMESPACE"];
+    const COLUMNS: &[&str] = &["NAME", "CURRENT", "BY", "SERVER", "NAMESPACE"];
     const WIDE: &[&str] = &["TOKEN"];
 
     fn name(&self) -> String {
-        self.name.clone()
+        self.name.clone().unwrap_or_default()
     }
 
     fn cells(&self) -> Vec<String> {
         vec![
-            self.name.clone(),
+            self.name.clone().unwrap_or_else(|| "-".to_owned()),
             if self.current { "*".to_owned() } else { String::new() },
+            self.by.to_owned(),
             self.server.clone().unwrap_or_default(),
             self.namespace.clone().unwrap_or_default(),
         ]
@@ -89,30 +116,71 @@ impl Row for Listed {
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::List { file, output } => {
-            let (_, config) = file.load()?;
-            let listed = config.contexts.into_iter().map(|context| Listed {
-                current: config.current_context.as_ref() == Some(&context.name),
-                token: context.token_source(),
-                name: context.name,
-                server: context.server,
-                namespace: context.namespace,
-            });
-            output::print(output, &listed.collect::<Vec<_>>())
+        None => {
+            let used = used(&arguments.connection, &arguments.namespace)?;
+            output::print(arguments.output, &[used])
         }
-        Command::Use { file, name } => {
-            let (path, mut config) = file.load()?;
-            if !config.contexts.iter().any(|context| context.name == name) {
+        Some(Command::List { file, output }) => output::print(output, &list(&file)?),
+        Some(Command::Use { file, name }) => {
+            let (path, mut config) = file.load_or_new()?;
+            let is_ours = config.contexts.iter().any(|context| context.name == name);
+            if !is_ours && Clusters::read(None)?.and_then(|clusters| clusters.context(&name)).is_none() {
                 bail!(
-                    "{} has no context `{name}`; `outrigger context set {name} --server HOST:PORT` adds it",
+                    "{} has no context `{name}`, and no kubeconfig either; `outrigger context set {name} --server HOST:PORT` adds \
+                     it",
                     path.display()
                 );
             }
             config.current_context = Some(name);
             config.save(&path)
         }
-        Command::Set(set) => set.run(),
+        Some(Command::Set(set)) => set.run(),
     }
+}
+
+/// Where a command with these options goes.
+fn used(connection: &Connection, namespace: &Namespace) -> Result<Listed> {
+    let namespace = Some(connection.namespace(namespace)?);
+    Ok(match connection.target()? {
+        Target::Cluster(cluster) => {
+            let name = cluster.name().map(str::to_owned);
+            Listed { namespace, ..Listed::of_cluster(&cluster, name.as_deref(), true) }
+        }
+        Target::Address(context) => Listed {
+            current: true,
+            by: "address",
+            server: Some(connection.address(context.as_ref())),
+            namespace,
+            token: connection.token_source(context.as_ref()),
+            name: context.map(|context| context.name),
+        },
+    })
+}
+
+/// Our contexts, then those of the kubeconfig whose names are not taken.
+fn list(file: &File) -> Result<Vec<Listed>> {
+    let (_, config) = file.load()?;
+    let current = config.current_context.as_deref();
+    let clusters = Clusters::read(None)?;
+    let ours: Vec<&str> = config.contexts.iter().map(|context| context.name.as_str()).collect();
+    let of_cluster = clusters.iter().flat_map(|clusters| {
+        let current = current.or(clusters.current());
+        let free = clusters.names().filter(|name| !ours.contains(name));
+        free.filter_map(move |name| {
+            let cluster = clusters.context(name)?;
+            Some(Listed::of_cluster(&cluster, Some(name), current == Some(name)))
+        })
+    });
+    let of_cluster: Vec<Listed> = of_cluster.collect();
+    let at_address = config.contexts.iter().map(|context| Listed {
+        name: Some(context.name.clone()),
+        current: current == Some(context.name.as_str()),
+        by: "address",
+        server: context.server.clone(),
+        namespace: context.namespace.clone(),
+        token: context.token_source(),
+    });
+    Ok(at_address.chain(of_cluster).collect())
 }
 
 impl Set {

@@ -7,6 +7,7 @@
 mod text;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ struct Input {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeName {
-    /// An init container with NET_ADMIN
+    /// An init container with the capability `NET_ADMIN`
     Init,
     /// The node's CNI plugin
     Cni,
@@ -87,9 +88,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Answer> {
     for document in &mut documents {
         let mut value = document.value.clone();
         for (place, review) in manifest::inject(&mut value, &arguments.input.namespace, facts, &mesh) {
-            explained += &format!("{}: {}\n", place.subject, review.outcome);
+            let _ = writeln!(explained, "{}: {}", place.subject, review.outcome);
             for warning in &review.warnings {
-                explained += &format!("  warning: {warning}\n");
+                let _ = writeln!(explained, "  warning: {warning}");
                 if !arguments.explain {
                     eprintln!("warning: {}: {warning}", place.subject);
                 }

@@ -1,16 +1,20 @@
 //! `outrigger`: what people type.
 //!
-//! Commands about the mesh talk to the controller's API and to nothing else; `demo` starts a whole mesh of its own.
+//! Commands about the mesh talk to the controller's API, in a cluster through its API server; `check` also looks at what
+//! is installed there; `demo` starts a whole mesh of its own.
 //!
 //! Exit codes are part of the interface: scripts branch on them. They are kubectl's, and the 64 of all binaries for a
 //! configuration that cannot be used.
 #![forbid(unsafe_code)]
 
+mod check;
 mod client;
+mod cluster;
 mod config;
 mod context;
 mod demo;
 mod inject;
+mod kubeconfig;
 mod output;
 mod policy;
 mod proxies;
@@ -28,16 +32,16 @@ use clap_complete::Shell;
 const NO: u8 = 1;
 /// A question that could not be answered; also what clap exits with when the command line is wrong.
 const UNKNOWN: u8 = 2;
-/// The file of contexts cannot be used (`EX_USAGE` of `sysexits.h`, as the other binaries).
+/// The file of contexts or the kubeconfig cannot be used (`EX_USAGE` of `sysexits.h`, as the other binaries).
 const BAD_CONFIG: u8 = 64;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0   done; `policy diff`: no differences; `policy test`: every case passed
-  1   failed; `policy diff`: there are differences; `policy test`: a case failed;
+  0   done; `policy diff`: no differences; `policy test`: every case passed; `check`: nothing failed
+  1   failed; `policy diff`: there are differences; `policy test`: a case failed; `check`: something failed;
       `inject --explain`: a pod would be refused
-  2   the command line is wrong; `policy diff`, `policy test`: could not be run
-  64  the file of contexts cannot be used";
+  2   the command line is wrong; `policy diff`, `policy test`, `check`: could not be run, or not whole
+  64  the file of contexts or the kubeconfig cannot be used";
 
 /// A service mesh that you can try in one command: `outrigger demo`.
 #[derive(Parser)]
@@ -59,7 +63,9 @@ enum Command {
     Proxies(proxies::Arguments),
     /// Create, list and revoke the join tokens with which workloads prove who they are
     Token(token::Arguments),
-    /// Choose between controllers
+    /// Check whether the mesh is well or, with --pre, whether a cluster takes an installation
+    Check(check::Arguments),
+    /// Show which controller is meant, and choose between controllers
     Context(context::Arguments),
     /// Put sidecars into manifests, as the webhook would into their pods
     Inject(inject::Arguments),
@@ -94,8 +100,12 @@ pub(crate) enum Answer {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    let failure =
-        if matches!(&command, Command::Policy(policy) if policy.is_question()) { UNKNOWN } else { NO };
+    let is_question = match &command {
+        Command::Policy(policy) => policy.is_question(),
+        Command::Check(_) => true,
+        _ => false,
+    };
+    let failure = if is_question { UNKNOWN } else { NO };
     match run(command).await {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => NO.into(),
@@ -109,6 +119,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> Result<Answer> {
     match command {
         Command::Policy(arguments) => return policy::run(arguments).await,
+        Command::Check(arguments) => return check::run(arguments).await,
         Command::Services(arguments) => services::run(arguments).await,
         Command::Endpoints(arguments) => services::run_endpoints(arguments).await,
         Command::Proxies(arguments) => proxies::run(arguments).await,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
+    client::Server,
     config::Connection,
     output::{self, Format, Row, age},
 };
@@ -31,9 +32,10 @@ struct Proxies {
     proxies: Vec<Proxy>,
 }
 
+/// A sidecar that is connected.
 #[derive(Serialize, Deserialize)]
-struct Proxy {
-    identity: String,
+pub(crate) struct Proxy {
+    pub(crate) identity: String,
     address: String,
     #[serde(default)]
     node: String,
@@ -41,7 +43,7 @@ struct Proxy {
     /// Unix seconds.
     connected: i64,
     types: BTreeMap<String, Type>,
-    claims: Vec<Claim>,
+    pub(crate) claims: Vec<Claim>,
     /// The policies that are in what it was sent.
     #[serde(default)]
     policies: Vec<Policy>,
@@ -74,21 +76,23 @@ struct Subscription {
     state: String,
 }
 
+/// What it did not take.
 #[derive(Serialize, Deserialize)]
-struct Nack {
-    message: String,
+pub(crate) struct Nack {
+    pub(crate) message: String,
     names: Vec<String>,
     #[serde(flatten)]
     more: Map<String, Value>,
 }
 
+/// What it says that it serves.
 #[derive(Serialize, Deserialize)]
-struct Claim {
-    service: String,
+pub(crate) struct Claim {
+    pub(crate) service: String,
     address: String,
     port: u32,
-    accepted: bool,
-    message: String,
+    pub(crate) accepted: bool,
+    pub(crate) message: String,
 }
 
 impl Proxy {
@@ -99,7 +103,13 @@ impl Proxy {
             .contains(&name)
     }
 
-    fn nacks(&self) -> impl Iterator<Item = &Nack> {
+    /// Its version; what it calls itself, where that names none.
+    pub(crate) fn version(&self) -> &str {
+        self.agent.rsplit(['/', ' ']).next().unwrap_or(&self.agent)
+    }
+
+    /// Of each type that it refuses, the last word.
+    pub(crate) fn nacks(&self) -> impl Iterator<Item = &Nack> {
         self.types.values().filter_map(|kind| kind.nack.as_ref())
     }
 
@@ -213,9 +223,18 @@ impl Row for Held {
     }
 }
 
+/// Those that are connected to one controller.
+pub(crate) async fn of(server: &Server) -> Result<Vec<Proxy>> {
+    Ok(server.get::<Proxies>("/api/v1/proxies").await?.proxies)
+}
+
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    let mut proxies = arguments.connection.server()?.get::<Proxies>("/api/v1/proxies").await?.proxies;
+    let mut proxies = Vec::new();
+    // Each is connected to one of the controllers.
+    for server in arguments.connection.server()?.replicas().await? {
+        proxies.extend(of(&server).await?);
+    }
     let Some(name) = arguments.proxy else { return output::print(arguments.output, &proxies) };
     proxies.retain(|proxy| proxy.is_called(&name));
     if proxies.is_empty() {

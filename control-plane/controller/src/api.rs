@@ -1,20 +1,15 @@
 //! The API for people and the CLI, and the port for monitoring.
 //!
-//! The API is plain HTTP on loopback only, and every request bears the admin token, which lies in the data directory
-//! for its owner's eyes: other users of the host can connect to loopback too. Only the API's own description needs none.
+//! The API is plain HTTP on loopback only, and every request proves who asks (`access`): other users of the host can
+//! connect to loopback too. Only the API's own description needs no token.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
-use aws_lc_rs::{constant_time, digest, rand};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
@@ -24,13 +19,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use self::access::Access;
 use crate::mesh::Mesh;
+use crate::metrics::Metrics;
 use crate::policies::writer::Writer;
 use crate::push::Proxies;
 use crate::sources::{ServiceKey, Sync};
 use crate::store::Store;
-use crate::tokens::{NewToken, NewTokenError, Tokens, hex};
+use crate::tokens::{NewToken, NewTokenError, Tokens};
 
+pub(crate) mod access;
 mod openapi;
 mod policies;
 
@@ -41,8 +39,6 @@ const SOURCE_PATIENCE: Duration = Duration::from_secs(15);
 const MAX_BODY: usize = 64 * 1024;
 /// Subscriptions of each type that are listed for a proxy.
 const LISTED_SUBSCRIPTIONS: usize = 1000;
-/// Characters of an admin token that was made: 256 bits.
-const ADMIN_TOKEN_BYTES: usize = 32;
 
 /// What the API shows and changes.
 #[derive(Debug)]
@@ -57,54 +53,12 @@ pub(crate) struct Api {
     pub(crate) writer: Arc<Writer>,
     /// What is kept.
     pub(crate) store: Arc<Store>,
-    /// SHA-256 of the admin token.
-    pub(crate) admin: AdminToken,
-}
-
-/// The hash of the token that every request must bear.
-#[derive(Clone)]
-pub(crate) struct AdminToken([u8; 32]);
-
-impl AdminToken {
-    /// Reads the token of the file, or makes it, for its owner only.
-    pub(crate) fn open_or_create(path: &Path) -> anyhow::Result<Self> {
-        let made = || -> anyhow::Result<()> {
-            let mut bytes = [0; ADMIN_TOKEN_BYTES];
-            rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("no randomness from the kernel"))?;
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(format!("{}\n", hex(&bytes)).as_bytes())?;
-            Ok(file.sync_all()?)
-        };
-        if !path.exists() {
-            made().with_context(|| format!("cannot make the admin token {}", path.display()))?;
-        }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the admin token {}", path.display()))?;
-        let text = text.trim();
-        anyhow::ensure!(
-            text.len() >= ADMIN_TOKEN_BYTES,
-            "the admin token in {} is shorter than 32 characters; remove the file to have one made",
-            path.display()
-        );
-        Ok(Self(sha256(text)))
-    }
-
-    fn is(&self, text: &str) -> bool {
-        constant_time::verify_slices_are_equal(&self.0, &sha256(text)).is_ok()
-    }
-}
-
-impl std::fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("AdminToken(..)")
-    }
-}
-
-fn sha256(text: &str) -> [u8; 32] {
-    let digest = digest::digest(&digest::SHA256, text.as_bytes());
-    let mut hash = [0; 32];
-    hash.copy_from_slice(digest.as_ref());
-    hash
+    /// Whose requests are answered.
+    pub(crate) access: Access,
+    /// Where the expiry of our certificates is counted.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The mesh's trust domain.
+    pub(crate) trust_domain: String,
 }
 
 /// The API's routes.
@@ -115,6 +69,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/api/v1/services", get(services))
         .route("/api/v1/proxies", get(proxies))
         .route("/api/v1/sources", get(sources))
+        .route("/api/v1/controller", get(controller))
         .route("/api/v1/endpoints", get(endpoints))
         .route("/api/v1/catalog", get(policies::catalog))
         .route("/api/v1/schemas", get(|| std::future::ready(Json(openapi::schemas()))))
@@ -126,7 +81,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/api/v1/policies/{kind}/{namespace}/{name}", get(policies::one).delete(policies::delete))
         .route("/api/v1/policies/{kind}/{namespace}/{name}/history", get(policies::history))
         .route("/api/v1/policies/{kind}/{namespace}/{name}/rollback", post(policies::rollback))
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), authorize))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), access::authorize))
         .route("/api/v1/openapi.json", get(|| std::future::ready(Json(openapi::document()))))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)
@@ -164,20 +119,6 @@ pub(crate) fn exposition(registry: Registry) -> MethodRouter {
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         std::future::ready((status, [(header::CONTENT_TYPE, kind)], text))
     })
-}
-
-async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let bearer = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    if bearer.is_some_and(|token| api.admin.is(token.trim())) {
-        return next.run(request).await;
-    }
-    let text =
-        "every request needs `Authorization: Bearer <token>`, with the token of <data_dir>/admin-token";
-    failed(Code::Unauthorized, text)
 }
 
 async fn list_tokens(State(api): State<Arc<Api>>) -> Response {
@@ -257,6 +198,17 @@ async fn endpoints(State(api): State<Arc<Api>>, query: Result<Query<OfService>, 
         }
     }
     Json(json!({ "items": items })).into_response()
+}
+
+/// The controller itself; times are Unix seconds.
+async fn controller(State(api): State<Arc<Api>>) -> Response {
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "trust_domain": api.trust_domain,
+        "issuer_expires": api.metrics.issuer_expiry.get(),
+        "leaf_expires": api.metrics.own_leaf_expiry.get(),
+    }))
+    .into_response()
 }
 
 async fn proxies(State(api): State<Arc<Api>>) -> Response {
@@ -380,11 +332,13 @@ struct EndpointView<'a> {
 enum Code {
     BadRequest,
     Unauthorized,
+    Forbidden,
     NotFound,
     Conflict,
     TooLarge,
     Invalid,
     StoreUnavailable,
+    ClusterUnavailable,
     Full,
 }
 
@@ -393,11 +347,13 @@ impl Code {
         match self {
             Self::BadRequest => "bad_request",
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
             Self::Invalid => "invalid",
             Self::StoreUnavailable => "store_unavailable",
+            Self::ClusterUnavailable => "cluster_unavailable",
             Self::Full => "full",
         }
     }
@@ -406,11 +362,12 @@ impl Code {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::StoreUnavailable | Self::ClusterUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
         }
     }

@@ -1,17 +1,23 @@
 //! The merged picture of all sources, and its indexes.
 //!
 //! Each source's newest snapshot is compared with the one before, pointer by pointer, so that the cost of a change is
-//! one walk over keys and the work on the services that differ. A service that several sources have is the union of
-//! its instances. What a source says is checked here once more, whatever the source: an address that leads back into
+//! one walk over keys and the work on the services that differ. Two sources that know a service of one name know two
+//! services: the first configured has the name, and the other's is a fault of its source. United they would let
+//! whoever may register in one of them into a service of the other. What a source says is checked here once more, whatever the source: an address that leads back into
 //! the caller's own host (loopback, link-local with its metadata services) would make every client attack itself.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::addresses;
-use crate::sources::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync};
+use crate::sources::{
+    Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync, Workload, kubernetes,
+};
 
 /// The suffix of the mesh's own names.
 pub(crate) const MESH_SUFFIX: &str = ".mesh";
@@ -36,9 +42,9 @@ pub(crate) enum Key {
 /// A service of the catalog.
 #[derive(Debug)]
 pub(crate) struct Service {
-    /// The names of its sources, joined by `,`.
-    pub(crate) sources: String,
-    /// Merged and checked.
+    /// The name of its source.
+    pub(crate) source: Arc<str>,
+    /// Checked.
     pub(crate) spec: Arc<SourceService>,
 }
 
@@ -49,6 +55,10 @@ pub(crate) struct Changed {
     pub(crate) services: BTreeSet<ServiceKey>,
     /// All that depends on them.
     pub(crate) keys: HashSet<Key>,
+    /// Workloads that a source knows by itself differ.
+    pub(crate) workloads: bool,
+    /// The mesh's ranges may differ.
+    pub(crate) ranges: bool,
     /// Every source is synced now, and was not before: what was kept silent can be answered.
     pub(crate) became_synced: bool,
 }
@@ -62,6 +72,9 @@ pub(crate) struct Catalog {
     by_endpoint: HashMap<SocketAddr, BTreeSet<ServiceKey>>,
     by_virtual: HashMap<IpAddr, BTreeSet<ServiceKey>>,
     by_name: HashMap<Arc<str>, BTreeSet<ServiceKey>>,
+    /// The services with an instance at an address, whatever its port.
+    services_with: HashMap<IpAddr, BTreeSet<ServiceKey>>,
+    workloads_at: HashMap<IpAddr, BTreeSet<ServiceKey>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +110,8 @@ impl Catalog {
             by_endpoint: HashMap::new(),
             by_virtual: HashMap::new(),
             by_name: HashMap::new(),
+            services_with: HashMap::new(),
+            workloads_at: HashMap::new(),
         }
     }
 
@@ -116,7 +131,83 @@ impl Catalog {
                 self.rebuild(key, &mut changed);
             }
         }
+        if !Arc::ptr_eq(&before.workloads, &after.workloads) {
+            self.apply_workloads(&before, &after, &mut changed);
+        }
+        changed.ranges =
+            before.ranges != after.ranges || (before.sync == Sync::Never) != (after.sync == Sync::Never);
         changed
+    }
+
+    fn apply_workloads(&mut self, before: &Snapshot, after: &Snapshot, changed: &mut Changed) {
+        // Two sorted walks side by side: there may be tens of thousands, of which one differs.
+        let (mut olds, mut news) =
+            (before.workloads.values().peekable(), after.workloads.values().peekable());
+        loop {
+            let order = match (olds.peek(), news.peek()) {
+                (Some(old), Some(new)) => old.key.cmp(&new.key),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return,
+            };
+            let old = if order.is_le() { olds.next() } else { None };
+            let new = if order.is_ge() { news.next() } else { None };
+            if old == new {
+                continue;
+            }
+            for (workload, present) in
+                old.map(|old| (old, false)).into_iter().chain(new.map(|new| (new, true)))
+            {
+                changed.keys.insert(Key::Service(workload.key.clone()));
+                changed.workloads = true;
+                for address in &workload.addresses {
+                    changed.keys.insert(Key::Ip(*address));
+                    set(&mut self.workloads_at, *address, &workload.key, present);
+                }
+            }
+        }
+    }
+
+    /// The workload of this name.
+    pub(crate) fn workload(&self, key: &ServiceKey) -> Option<&Arc<Workload>> {
+        self.sources.iter().find_map(|source| source.snapshot.workloads.get(key))
+    }
+
+    /// The workload at this address: while it passes from one to another, the one that is not ending.
+    pub(crate) fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        if unfit(address, self.allow_loopback).is_some() {
+            return None;
+        }
+        let here = self.workloads_at.get(&address)?.iter();
+        here.filter_map(|key| self.workload(key)).min_by_key(|workload| workload.terminating)
+    }
+
+    /// Every workload that a source knows by itself.
+    pub(crate) fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.sources.iter().flat_map(|source| source.snapshot.workloads.values())
+    }
+
+    /// The services that lead to the workload: their ports with the workload's own.
+    pub(crate) fn leading_to(&self, workload: &Workload) -> impl Iterator<Item = (&Service, &Instance)> {
+        let of = |address: &IpAddr| self.services_with.get(address).into_iter().flatten();
+        let keys: BTreeSet<&ServiceKey> = workload.addresses.iter().flat_map(of).collect();
+        let services = keys.into_iter().filter_map(|key| self.services.get(key));
+        services.flat_map(|service| {
+            let own = |instance: &&Instance| {
+                workload.addresses.contains(&instance.address) && instance.identity == workload.identity
+            };
+            service.spec.instances.iter().filter(own).map(move |instance| (service, instance))
+        })
+    }
+
+    /// The ranges that sources say belong to the mesh. `None`: a source that has some was never read.
+    pub(crate) fn ranges(&self) -> Option<BTreeSet<IpNet>> {
+        let unread =
+            |source: &SourceState| *source.name == *kubernetes::NAME && source.snapshot.sync == Sync::Never;
+        if self.sources.iter().any(unread) {
+            return None;
+        }
+        Some(self.sources.iter().flat_map(|source| source.snapshot.ranges.iter().copied()).collect())
     }
 
     /// Whether "there is no such thing" can be said.
@@ -163,9 +254,16 @@ impl Catalog {
         self.by_name.get(name)?.first()
     }
 
-    /// Addresses that belong to more than one service, which is likely a mistake in a source; at most [`MAX_FAULTS`].
+    /// Addresses that belong to more than one service, which is likely a mistake in a source; at most [`MAX_FAULTS`]. In
+    /// Kubernetes it is none: two services may select the same pods.
     pub(crate) fn shared_addresses(&self) -> Vec<(SocketAddr, Vec<ServiceKey>)> {
-        let shared = self.by_endpoint.iter().filter(|(_, services)| services.len() > 1).take(MAX_FAULTS);
+        let of_others = |key: &ServiceKey| {
+            self.services.get(key).is_some_and(|service| *service.source != *kubernetes::NAME)
+        };
+        let shared = self.by_endpoint.iter();
+        let shared = shared
+            .filter(|(_, services)| services.len() > 1 && services.iter().any(of_others))
+            .take(MAX_FAULTS);
         shared.map(|(address, services)| (*address, services.iter().cloned().collect())).collect()
     }
 
@@ -173,20 +271,24 @@ impl Catalog {
         if let Some(old) = self.services.remove(key) {
             self.index(&old.spec, false, changed);
         }
-        let mut parts: Vec<(Arc<str>, Arc<SourceService>)> = Vec::new();
+        let mut found: Option<Service> = None;
         for source in &mut self.sources {
             source.refused.remove(key);
             let Some(service) = source.snapshot.services.get(key) else { continue };
             let mut refused = Vec::new();
-            let service = checked(service, self.allow_loopback, &mut refused);
+            if let Some(reason) = name_taken(key, found.as_ref()) {
+                refused.push(Fault { subject: key.to_string(), reason });
+            } else {
+                let spec = checked(service, self.allow_loopback, &mut refused);
+                found = Some(Service { source: Arc::clone(&source.name), spec });
+            }
             if !refused.is_empty() {
                 tracing::warn!(source = %source.name, service = %key, first = refused[0].reason, refused = refused.len(),
-                    "endpoints refused");
+                    "refused of a source");
                 source.refused.insert(key.clone(), refused);
             }
-            parts.push((Arc::clone(&source.name), service));
         }
-        if let Some(service) = merge(key, &parts) {
+        if let Some(service) = found {
             self.index(&service.spec, true, changed);
             self.services.insert(key.clone(), service);
         }
@@ -197,6 +299,7 @@ impl Catalog {
     fn index(&mut self, service: &SourceService, present: bool, changed: &mut Changed) {
         for instance in &service.instances {
             changed.keys.insert(Key::Ip(instance.address));
+            set(&mut self.services_with, instance.address, &service.key, present);
             for port in instance.ports.values() {
                 set(&mut self.by_endpoint, SocketAddr::new(instance.address, *port), &service.key, present);
             }
@@ -244,6 +347,9 @@ impl Service {
 impl Instance {
     /// The port at this instance for a service port.
     pub(crate) fn target(&self, port: u16) -> Option<u16> {
+        if self.ports.is_empty() {
+            return Some(port);
+        }
         self.ports.get(&port).or_else(|| self.ports.get(&0)).copied()
     }
 }
@@ -273,7 +379,7 @@ fn checked(
     let fault = |instance: &Instance| {
         let reason = if let Some(reason) = unfit(instance.address, allow_loopback) {
             reason
-        } else if instance.ports.is_empty() || instance.ports.values().any(|port| *port == 0) {
+        } else if instance.ports.values().any(|port| *port == 0) {
             "it has no port"
         } else {
             return None;
@@ -321,33 +427,17 @@ fn unfit(address: IpAddr, allow_loopback: bool) -> Option<&'static str> {
     }
 }
 
-fn merge(key: &ServiceKey, parts: &[(Arc<str>, Arc<SourceService>)]) -> Option<Service> {
-    let (first, rest) = parts.split_first()?;
-    if rest.is_empty() {
-        return Some(Service { sources: first.0.to_string(), spec: Arc::clone(&first.1) });
+/// Why a source cannot have a service of this name.
+fn name_taken(key: &ServiceKey, first: Option<&Service>) -> Option<String> {
+    if key.is_workload() {
+        return Some("such a name is that of a pod at its own address; rename the service".to_owned());
     }
-    let sources: Vec<&str> = parts.iter().map(|(name, _)| &**name).collect();
-    let with_ports = parts.iter().find(|(_, service)| !service.ports.is_empty()).unwrap_or(first);
-    let names: BTreeSet<&String> = parts.iter().flat_map(|(_, service)| &service.names).collect();
-    let virtual_addresses: BTreeSet<&IpAddr> = parts.iter().flat_map(|(_, s)| &s.virtual_addresses).collect();
-    let mut instances: Vec<Instance> = Vec::new();
-    for (name, service) in parts {
-        instances.extend(service.instances.iter().map(|instance| {
-            let mut instance = instance.clone();
-            instance.id = format!("{name}/{}", instance.id);
-            instance
-        }));
-    }
-    instances.sort_by(|a, b| a.id.cmp(&b.id));
-    let spec = SourceService {
-        key: key.clone(),
-        ports: with_ports.1.ports.clone(),
-        protocol: with_ports.1.protocol,
-        virtual_addresses: virtual_addresses.into_iter().copied().collect(),
-        names: names.into_iter().cloned().collect(),
-        instances,
-    };
-    Some(Service { sources: sources.join(","), spec: Arc::new(spec) })
+    let first = first?;
+    Some(format!(
+        "source `{}` has a service of this name and comes first; rename one of them, or give the services of Consul another \
+         namespace (consul.default_namespace)",
+        first.source
+    ))
 }
 
 #[cfg(test)]

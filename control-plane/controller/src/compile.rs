@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::catalog::Service;
 use crate::claims::Claim;
-use crate::sources::Instance;
+use crate::sources::{Instance, Workload};
 use crate::tokens::hex;
 
 pub(crate) mod origins;
@@ -116,9 +116,57 @@ pub(crate) fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option
         namespace: spec.key.namespace().to_owned(),
         ports,
         endpoints: spec.instances.iter().map(|instance| endpoint(instance, claim(instance))).collect(),
-        source: service.sources.clone(),
+        source: service.source.to_string(),
         ..v1::Service::default()
     }
+}
+
+/// A workload that was dialled at its own address: each port leads to itself.
+pub(crate) fn workload(workload: &Workload, source: &str) -> v1::Service {
+    let endpoint = |address: &IpAddr| v1::Endpoint {
+        id: address.to_string(),
+        address: address.to_string(),
+        weight: 1,
+        health: if workload.terminating { v1::Health::Draining } else { v1::Health::Healthy }.into(),
+        identity: workload.identity.clone().unwrap_or_default(),
+        locality: locality(&workload.region, &workload.zone),
+        ..v1::Endpoint::default()
+    };
+    v1::Service {
+        name: workload.key.name().to_owned(),
+        namespace: workload.key.namespace().to_owned(),
+        ports: vec![v1::service::Port::default()],
+        endpoints: workload.addresses.iter().map(endpoint).collect(),
+        source: source.to_owned(),
+        ..v1::Service::default()
+    }
+}
+
+/// Of the client's own zone as long as there are any, where no policy says how to balance.
+pub(crate) fn prefer_own_zone(message: &mut v1::Service) {
+    let traffic = message.traffic.get_or_insert_default();
+    let nearest = || v1::LoadBalancer { zone_percent: 1, ..v1::LoadBalancer::default() };
+    traffic.load_balancer.get_or_insert_with(nearest);
+}
+
+/// Of one node only: nobody on it chooses the others, which can be dialled still. `node` is empty where it is not known.
+pub(crate) fn keep_to_node(message: &mut v1::Service, instances: &[Instance], node: &str) {
+    if node.is_empty() {
+        return;
+    }
+    for endpoint in &mut message.endpoints {
+        // Both are sorted by id.
+        let at = instances.binary_search_by(|instance| instance.id.cmp(&endpoint.id));
+        if at.is_ok_and(|at| *instances[at].node != *node) {
+            endpoint.set_health(v1::Health::Unready);
+        }
+    }
+}
+
+/// Where somebody is; `None` where nothing is known.
+pub(crate) fn locality(region: &str, zone: &str) -> Option<v1::Locality> {
+    (!region.is_empty() || !zone.is_empty())
+        .then(|| v1::Locality { region: region.to_owned(), zone: zone.to_owned() })
 }
 
 /// Leaves out endpoints without an identity where another endpoint of the service has one or had one once (`meshed`),
@@ -127,7 +175,7 @@ pub(crate) fn message<'a>(service: &Service, claim: impl Fn(&Instance) -> Option
 /// Whoever may write to Consul can register an address under any name; in a service that is meshed, such an address
 /// gets nothing, neither traffic in the clear nor a share of it. What a file says, its author says.
 pub(crate) fn drop_strangers(message: &mut v1::Service, meshed: bool) {
-    let open_registry = message.source.split(',').all(|source| source != "file");
+    let open_registry = message.source != "file";
     let has_identity = |endpoint: &v1::Endpoint| !endpoint.identity.is_empty();
     if open_registry && (meshed || message.endpoints.iter().any(has_identity)) {
         message.endpoints.retain(has_identity);
@@ -184,8 +232,6 @@ fn endpoint(instance: &Instance, claim: Option<&Claim>) -> v1::Endpoint {
         (None, None) => (String::new(), false),
     };
     let health = if draining { v1::Health::Draining } else { instance.health };
-    let locality = (!instance.region.is_empty() || !instance.zone.is_empty())
-        .then(|| v1::Locality { region: instance.region.clone(), zone: instance.zone.clone() });
     v1::Endpoint {
         id: instance.id.clone(),
         address: instance.address.to_string(),
@@ -193,7 +239,7 @@ fn endpoint(instance: &Instance, claim: Option<&Claim>) -> v1::Endpoint {
         weight: instance.weight.clamp(1, u32::from(u16::MAX)),
         health: health.into(),
         identity,
-        locality,
+        locality: locality(&instance.region, &instance.zone),
     }
 }
 

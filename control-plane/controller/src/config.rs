@@ -122,6 +122,8 @@ pub enum PolicyStore {
     /// Consul's key-value store under `outrigger/`, by the settings of `consul`. The token needs
     /// `key_prefix "outrigger/" { policy = "write" }`.
     Consul,
+    /// Objects of the Kubernetes API, by the settings of `kubernetes`.
+    Kubernetes,
 }
 
 /// Logging.
@@ -348,8 +350,14 @@ impl Config {
                 faults.push(format!("consul.addresses[{index}]: {error}"));
             }
         }
+        if sources::ServiceKey::new("service", &self.consul.default_namespace).is_err() {
+            faults.push("consul.default_namespace: 1 to 63 letters, digits and `-`".to_owned());
+        }
         if self.policies.store == PolicyStore::Consul && self.consul.addresses.is_empty() {
             faults.push("policies.store: `consul` needs consul.addresses".to_owned());
+        }
+        if self.policies.store == PolicyStore::Kubernetes && !self.kubernetes.enabled {
+            faults.push("policies.store: `kubernetes` needs kubernetes.enabled".to_owned());
         }
         if self.consul.cert_file.is_some() != self.consul.key_file.is_some() {
             faults.push("consul: cert_file and key_file belong together".to_owned());

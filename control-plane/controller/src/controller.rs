@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::announce::Announce;
-use crate::api::{self, AdminToken, Api};
-use crate::attest::JoinTokens;
+use crate::api::access::{Access, AdminToken, Cluster};
+use crate::api::{self, Api};
+use crate::attest::{Attestor, JoinTokens, ServiceAccounts};
 use crate::authority::{self, Issuer};
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
 use crate::kubernetes::{bundles, leader, webhook};
@@ -28,6 +29,7 @@ use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
 use crate::policies::consul::ConsulStore;
 use crate::policies::embedded::Embedded;
+use crate::policies::kubernetes::{KubernetesStore, status};
 use crate::policies::writer::Writer;
 use crate::policies::{PolicyStore, resolver};
 use crate::push::{Ads, Proxies};
@@ -72,7 +74,7 @@ impl Controller {
         let ca = Arc::clone(&issuer.borrow());
         let identity = config.identity()?;
         write_root(&data_dir.join("root.pem"), &ca)?;
-        let admin = AdminToken::open_or_create(&data_dir.join("admin-token"))?;
+        let access = api_access(config, kubernetes.as_ref())?;
 
         let listener = bind(config.listen, "listen").await?;
         let api_listener = bind(config.api_listen, "api_listen").await?;
@@ -86,9 +88,9 @@ impl Controller {
             .context("cannot issue the controller's own certificate")?;
 
         let tokens = Arc::new(Tokens::load(Arc::clone(&store), identity.clone(), config.leaf_life.0)?);
-        let policies = open_policies(config, &store)?;
+        let (policies, cluster_policies) = open_policies(config, &store, kubernetes.clone())?;
         let (resolutions, resolved) = watch::channel(None);
-        let mut sources = start_sources(config, &stop)?;
+        let mut sources = start_sources(config, kubernetes.as_ref(), &stop)?;
         if sources.is_empty() {
             tracing::warn!("no source is configured: the catalog stays empty");
         }
@@ -113,7 +115,7 @@ impl Controller {
         }
         let resolving = resolver::run(policies.pictures(), Arc::clone(&mesh), resolutions, tasks.clone());
         tasks.spawn(until(stop.clone(), resolving));
-        let writer = Writer::new(policies, resolved, Arc::clone(&metrics));
+        let writer = Writer::new(policies, resolved.clone(), Arc::clone(&metrics));
         let own = keep_renewed(
             issuer.clone(),
             identity.clone(),
@@ -126,10 +128,18 @@ impl Controller {
             metrics.ca_secret_current.set(1);
             tasks.spawn(until(stop.clone(), authority.keep(Arc::clone(&metrics))));
         }
-        if let Some(client) = kubernetes {
-            lead(&client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+        if let Some(client) = &kubernetes {
+            let leads = lead(client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+            if let Some(store) = cluster_policies {
+                let writing = status::run(store, resolved.clone(), Arc::clone(&proxies), leads);
+                tasks.spawn(until(stop.clone(), writing));
+            }
         }
 
+        let mut attestors: Vec<Box<dyn Attestor>> = vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))];
+        if let Some(client) = kubernetes {
+            attestors.push(Box::new(ServiceAccounts::new(client, config.trust_domain()?, Arc::clone(&mesh))));
+        }
         let limits = SignLimits {
             per_second: config.sign_per_second,
             per_identity_per_second: config.sign_per_identity_per_second,
@@ -144,7 +154,7 @@ impl Controller {
             ),
             sign: Sign::new(
                 issuer,
-                vec![Box::new(JoinTokens::new(Arc::clone(&tokens)))],
+                attestors,
                 Arc::clone(&tokens),
                 identity,
                 config.leaf_life.0,
@@ -154,8 +164,14 @@ impl Controller {
             announce: Announce::new(Arc::clone(&mesh), Arc::clone(&metrics), stop.clone()),
         };
         let registry = metrics.register();
-        let serving =
-            server::serve(listener, credentials, services, config.max_connections, metrics, stop.clone());
+        let serving = server::serve(
+            listener,
+            credentials,
+            services,
+            config.max_connections,
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
         tasks.spawn(ended("discovery", serving));
         let api = Arc::new(Api {
             mesh: Arc::clone(&mesh),
@@ -163,7 +179,9 @@ impl Controller {
             tokens,
             writer,
             store: Arc::clone(&store),
-            admin,
+            access,
+            metrics: Arc::clone(&metrics),
+            trust_domain: config.trust_domain.clone(),
         });
         tasks.spawn(until(stop.clone(), ended("API", serve_http(api_listener, api::router(api)))));
         let monitoring = api::monitoring(mesh, Arc::clone(&store), registry);
@@ -187,7 +205,7 @@ impl Controller {
     }
 }
 
-/// Takes part in the election, and does what only the leader does while this replica is it.
+/// Takes part in the election, and does what only the leader does while this replica is it; says when that is.
 fn lead(
     client: &Client,
     namespace: &str,
@@ -195,7 +213,7 @@ fn lead(
     metrics: &Metrics,
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) {
+) -> watch::Receiver<bool> {
     let leader = metrics.leader.clone();
     let leadership = leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
     let (roots, of) = (ca.bundle().to_pem(), namespace.to_owned());
@@ -204,14 +222,23 @@ fn lead(
         leadership.clone().run(move || bundles::keep(client.clone(), of.clone(), roots.clone()))
     };
     tasks.spawn(until(stop.clone(), keep_bundles));
+    let leads = leadership.leads();
     let (client, of) = (client.clone(), namespace.to_owned());
     let keep_webhook = leadership.run(move || webhook::keep(client.clone(), of.clone()));
     tasks.spawn(until(stop.clone(), keep_webhook));
+    leads
+}
+
+/// Who may call the API (`api::access` says why).
+fn api_access(config: &Config, kubernetes: Option<&Client>) -> anyhow::Result<Access> {
+    let is_in_pod = kubernetes.is_some() && config.kubernetes.kubeconfig.is_none();
+    let admin = || AdminToken::open_or_create(&config.data_dir.join("admin-token"));
+    Ok(Access::new(if is_in_pod { None } else { Some(admin()?) }, kubernetes.map(Cluster::new)))
 }
 
 fn settings(config: &Config) -> Settings {
     Settings {
-        cidrs: config.mesh_cidrs.iter().map(ToString::to_string).collect(),
+        cidrs: config.mesh_cidrs.clone(),
         mesh_namespace: config.mesh_namespace.clone(),
         defaults: Defaults {
             mtls: match config.mtls {
@@ -233,15 +260,38 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn open_policies(config: &Config, store: &Arc<Store>) -> anyhow::Result<Arc<dyn PolicyStore>> {
-    Ok(match config.policies.store {
-        StoreKind::Embedded => Arc::new(Embedded::load(Arc::clone(store))?),
-        StoreKind::Consul => Arc::new(ConsulStore::start(config.consul.client()?)?),
+/// The store of policies; the second is the same one, where it is the cluster's, which wants statuses written.
+type Stores = (Arc<dyn PolicyStore>, Option<Arc<KubernetesStore>>);
+
+fn open_policies(config: &Config, store: &Arc<Store>, client: Option<Client>) -> anyhow::Result<Stores> {
+    Ok(match (config.policies.store, client) {
+        (StoreKind::Embedded, _) => (Arc::new(Embedded::load(Arc::clone(store))?), None),
+        (StoreKind::Consul, _) => (Arc::new(ConsulStore::start(config.consul.client()?)?), None),
+        (StoreKind::Kubernetes, Some(client)) => {
+            let store = Arc::new(KubernetesStore::start(client));
+            (Arc::clone(&store) as Arc<dyn PolicyStore>, Some(store))
+        }
+        (StoreKind::Kubernetes, None) => {
+            anyhow::bail!("policies.store: `kubernetes` needs kubernetes.enabled")
+        }
     })
 }
 
-fn start_sources(config: &Config, stop: &CancellationToken) -> anyhow::Result<Vec<Source>> {
+/// In the order of precedence: of two services of one name the first has it. The cluster's own come first, so that nobody who
+/// may register in Consul takes a name from them.
+fn start_sources(
+    config: &Config,
+    client: Option<&kube::Client>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<Source>> {
     let mut started = Vec::new();
+    if let Some(client) = client {
+        let settings = sources::kubernetes::Settings {
+            cluster_domain: config.kubernetes.cluster_domain.clone(),
+            trust_domain: config.trust_domain.clone(),
+        };
+        started.push(sources::kubernetes::spawn(client, settings, stop));
+    }
     if !config.consul.addresses.is_empty() {
         let mut consul = config.consul.clone();
         consul.allow_local_addresses = config.allow_loopback_endpoints;

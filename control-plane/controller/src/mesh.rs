@@ -20,11 +20,12 @@ use crate::claims::{Claim, Claims, MAX_CLAIMS, StreamId};
 use crate::compile::{self, Compiled, Kind, origins};
 use crate::metrics::Metrics;
 use crate::push::Fanout;
-use crate::sources::{Instance, ServiceKey, Snapshot};
+use crate::sources::{Instance, Reach, ServiceKey, Snapshot, kubernetes};
 use crate::store::{Change, Store, StoreError, Table};
 use crate::tokens::{NotGranted, Tokens};
 
 mod in_force;
+mod own;
 
 use in_force::InForce;
 
@@ -32,7 +33,7 @@ use in_force::InForce;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Addresses that belong to the mesh.
-    pub(crate) cidrs: Vec<String>,
+    pub(crate) cidrs: Vec<ipnet::IpNet>,
     /// The mesh's own namespace.
     pub(crate) mesh_namespace: String,
     /// What holds until a policy says otherwise.
@@ -144,12 +145,16 @@ impl Mesh {
             let mut state = self.state();
             let mut changed = state.catalog.apply(source, snapshot);
             state.settle(&mut changed, now, &self.store);
+            if changed.ranges {
+                state.in_force.forget_mesh();
+                changed.keys.insert(Key::Mesh);
+            }
             let services = state.catalog.services().count();
             self.metrics.services.set(i64::try_from(services).unwrap_or(i64::MAX));
             (changed, state.catalog.synced())
         };
         self.metrics.synced.set(synced.into());
-        if !changed.services.is_empty() {
+        if !changed.services.is_empty() || changed.workloads {
             self.catalog_changed.notify_one();
         }
         if changed.became_synced {
@@ -165,8 +170,10 @@ impl Mesh {
         let found = match kind {
             Kind::Mesh if name != MESH_NAME => None,
             Kind::Mesh => {
+                // Never with fewer ranges than there are: what is inside would pass as outside.
+                let Some(ranges) = state.catalog.ranges() else { return Answer::Silent };
                 let namespace = viewer.identity.namespace();
-                let mesh = state.in_force.mesh(namespace, &self.trust_domain, &self.settings);
+                let mesh = state.in_force.mesh(namespace, &self.trust_domain, &self.settings, &ranges);
                 return mesh.map_or(Answer::Silent, Answer::Found);
             }
             Kind::TrustBundle => (name == TRUST_BUNDLE_NAME).then(|| Arc::clone(&state.bundle)),
@@ -177,6 +184,7 @@ impl Mesh {
                 // Never with less policy than there is: until the policies are known a proxy keeps what it has.
                 let Some(mut inbound) = state.inbound(viewer) else { return Answer::Silent };
                 inbound.claims = state.announced(viewer.connection);
+                state.tell_own(viewer, &mut inbound);
                 let mut origins = origins::of_inbound(&inbound);
                 origins.extend(
                     state.in_force.defaults_of(viewer.identity.namespace(), &self.settings.mesh_namespace),
@@ -185,11 +193,17 @@ impl Mesh {
             }
             Kind::Service => {
                 let Ok(key) = ServiceKey::parse(name) else { return state.nothing(kind) };
+                if key.is_workload() {
+                    if state.in_force.resolution().is_none() {
+                        return Answer::Silent;
+                    }
+                    return state.workload(&key).map_or_else(|| state.nothing(kind), Answer::Found);
+                }
                 // The same: a service is told with its policies.
                 if !state.in_force.knows_or_absent(&key, state.catalog.service(&key).is_some()) {
                     return Answer::Silent;
                 }
-                state.service(&key)
+                state.service(&key, viewer)
             }
             Kind::Destination => match name.parse::<SocketAddr>() {
                 Ok(address) => state.dialled(address),
@@ -372,6 +386,8 @@ impl State {
         if !changed.services.is_empty() {
             changed.keys.extend(self.announcers(&changed.services));
         }
+        let viewers = self.viewers_at(&changed.keys);
+        changed.keys.extend(viewers);
         for service in &changed.services {
             self.compiled.remove(service);
             changed.keys.extend(self.addresses.of(service).into_iter().flatten().map(Key::Ip));
@@ -413,20 +429,38 @@ impl State {
         }
     }
 
-    fn service(&mut self, key: &ServiceKey) -> Option<Arc<Compiled>> {
+    fn service(&mut self, key: &ServiceKey, viewer: &Viewer) -> Option<Arc<Compiled>> {
         if let Some(compiled) = self.compiled.get(key) {
             return Some(Arc::clone(compiled));
         }
-        let mut message = self.message(self.catalog.service(key)?);
+        let service = self.catalog.service(key)?;
+        let mut message = self.message(service);
         let resolution = self.in_force.resolution()?;
         let policy = resolution.service(key);
         (message.routes, message.traffic) = (policy.routes, policy.traffic);
         if resolution.is_strict(key.namespace()) {
             compile::drop_strangers(&mut message, self.claims.is_meshed(key));
         }
+        match service.spec.reach {
+            Reach::All => {}
+            Reach::OwnZone => compile::prefer_own_zone(&mut message),
+            Reach::OwnNode => {
+                // To each viewer something else, so not kept. Who is on no node of the cluster is led to all.
+                let node = self.catalog.workload_at(viewer.address).map(|pod| &*pod.node);
+                compile::keep_to_node(&mut message, &service.spec.instances, node.unwrap_or_default());
+                return Some(Arc::new(compile::service(message)));
+            }
+        }
         let compiled = Arc::new(compile::service(message));
         self.compiled.insert(key.clone(), Arc::clone(&compiled));
         Some(compiled)
+    }
+
+    /// A workload that is dialled at its own address.
+    fn workload(&self, key: &ServiceKey) -> Option<Arc<Compiled>> {
+        let mut message = compile::workload(self.catalog.workload(key)?, kubernetes::NAME);
+        message.traffic = self.in_force.resolution()?.service(key).traffic;
+        Some(Arc::new(compile::service(message)))
     }
 
     fn message(&self, service: &Service) -> v1::Service {
@@ -451,9 +485,21 @@ impl State {
                 &self.addresses_of(service),
             )));
         }
-        // Of several services the one that claimed first, then the first by name (as the index has them).
-        let since = |key: &ServiceKey| self.claims.get(key, address).map_or(u64::MAX, |claim| claim.since);
-        let key = self.catalog.at_endpoint(address).min_by_key(|key| since(key))?;
+        // Of several services one whose source vouches for who is there, then the one that claimed first, then the first by
+        // name (as the index has them).
+        let rank = |key: &ServiceKey| {
+            let instance = self.catalog.service(key).and_then(|service| service.instance_at(address));
+            let vouched = instance.is_some_and(|(instance, _)| instance.identity.is_some());
+            (!vouched, self.claims.get(key, address).map_or(u64::MAX, |claim| claim.since))
+        };
+        let found = self.catalog.at_endpoint(address).min_by_key(|key| rank(key));
+        let workload = self.catalog.workload_at(address.ip());
+        let Some(key) = found.filter(|key| !rank(key).0 || workload.is_none_or(|pod| pod.identity.is_none()))
+        else {
+            // No service has the port, or only one that takes a pod of the mesh for somebody else.
+            let key = workload?.key.as_str();
+            return Some(Arc::new(compile::destination(key, address.port(), &address.ip().to_string(), &[])));
+        };
         let service = self.catalog.service(key)?;
         let (instance, port) = service.instance_at(address)?;
         Some(Arc::new(compile::destination(

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::attest::{AttestError, Attestor};
 use crate::authority::Issuer;
-use crate::mesh::bundle_message;
+use crate::mesh::{Viewer, bundle_message};
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::server::Caller;
 use crate::tokens::Tokens;
@@ -65,6 +65,22 @@ impl Sign {
         Self { issuer, attestors, tokens, leaf_life, limits, buckets, metrics, controller }
     }
 
+    /// Whether any attestor still stands by the identity. Only where none does is it revoked: one that cannot say it now
+    /// might.
+    fn may_renew(&self, viewer: &Viewer) -> Result<(), Refused> {
+        let mut unavailable = None;
+        for attestor in &self.attestors {
+            match attestor.may_renew(&viewer.identity, viewer.address) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => unavailable = Some(error),
+            }
+        }
+        let text =
+            "the token that this workload joined with was revoked, or its pod is gone; join with a new one";
+        Err(unavailable.map_or_else(|| Refused("revoked", Status::permission_denied(text)), Refused::from))
+    }
+
     async fn sign_for(&self, caller: &Caller, request: SignRequest) -> Result<SignResponse, Refused> {
         if request.csr.len() > MAX_CSR_BYTES {
             return Err(Refused("csr", Status::invalid_argument("the CSR is larger than 16 KiB")));
@@ -75,10 +91,7 @@ impl Sign {
         let (identity, proof) = if request.token.is_empty() {
             let (viewer, _) =
                 caller.workload("renewal of a certificate").map_err(|status| Refused("no_proof", status))?;
-            if !self.attestors.iter().any(|attestor| attestor.may_renew(&viewer.identity)) {
-                let text = "the token that this workload joined with was revoked; join with a new one";
-                return Err(Refused("revoked", Status::permission_denied(text)));
-            }
+            self.may_renew(&viewer)?;
             (viewer.identity, None)
         } else {
             let attestor =

@@ -1,6 +1,8 @@
 //! Each case of `tests/cases`: what is known of the namespace, a pod, and, beside it, what becomes of the pod: the outcome, the
 //! warnings, and the patch. `UPDATE_CASES=1 cargo test -p outrigger-inject` writes them anew, for a reviewer to read.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails a test")]
+
 use std::{fs, path::PathBuf};
 
 use outrigger_inject::{Mesh, Mode, Namespace, Outcome, Settings, decide, patch, remove};

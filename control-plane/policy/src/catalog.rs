@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kind::Kind;
 use crate::kinds::{DefaultAction, Mtls};
 
 /// What is there, at one moment.
@@ -20,6 +21,27 @@ pub struct Catalog {
     /// Every service.
     #[serde(default)]
     pub services: Vec<CatalogService>,
+    /// Workloads that serve nothing, beside those behind services.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<Workload>,
+    /// Who may name Services of other namespaces as backends. `None`: everybody, for outside of Kubernetes nobody grants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grants: Option<BTreeSet<Grant>>,
+}
+
+/// What a `ReferenceGrant` of the Gateway API permits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Grant {
+    /// The kind of route that may refer.
+    pub from_kind: Kind,
+    /// The namespace of the route.
+    pub from_namespace: String,
+    /// The namespace of the Services.
+    pub to_namespace: String,
+    /// The one Service; `None`: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_name: Option<String>,
 }
 
 impl Default for Catalog {
@@ -29,8 +51,28 @@ impl Default for Catalog {
             mesh_namespace: "outrigger-system".to_owned(),
             defaults: Defaults::default(),
             services: Vec::new(),
+            workloads: Vec::new(),
+            grants: None,
         }
     }
+}
+
+/// Whether the grants let a route of the kind and namespace name a Service as a backend. `None`: nobody asks for one.
+pub(crate) fn permits(
+    grants: Option<&BTreeSet<Grant>>,
+    kind: Kind,
+    namespace: &str,
+    to_namespace: &str,
+    name: &str,
+) -> bool {
+    let Some(grants) = grants else { return true };
+    let covers = |grant: &Grant| {
+        grant.from_kind == kind
+            && grant.from_namespace == namespace
+            && grant.to_namespace == to_namespace
+            && grant.to_name.as_ref().is_none_or(|only| only == name)
+    };
+    namespace == to_namespace || grants.iter().any(covers)
 }
 
 /// What holds where no `MeshDefaults` says otherwise.
@@ -210,6 +252,11 @@ pub fn split_service(full_name: &str) -> Option<(&str, &str)> {
 }
 
 impl Catalog {
+    /// Whether a route of the kind and namespace may name a Service as a backend.
+    pub fn permits(&self, kind: Kind, namespace: &str, to_namespace: &str, name: &str) -> bool {
+        permits(self.grants.as_ref(), kind, namespace, to_namespace, name)
+    }
+
     /// The service `<name>.<namespace>`.
     pub fn service(&self, full_name: &str) -> Option<&CatalogService> {
         let (name, namespace) = split_service(full_name)?;
@@ -223,7 +270,11 @@ impl Catalog {
 
     /// Every workload, in the order of identity and address.
     pub fn workloads(&self) -> Vec<Workload> {
-        let mut workloads: BTreeMap<(Option<&str>, IpAddr), Workload> = BTreeMap::new();
+        let mut workloads: BTreeMap<(Option<&str>, IpAddr), Workload> = self
+            .workloads
+            .iter()
+            .map(|known| ((known.identity.as_deref(), known.address), known.clone()))
+            .collect();
         for service in &self.services {
             for endpoint in &service.endpoints {
                 let identity = endpoint.identity.as_deref();

@@ -64,7 +64,7 @@ const LIMITED: [(&str, &str); 11] = [
     ("backendRef.kind", "`Service`; nothing is sent to another one"),
     (
         "backendRefs[].namespace",
-        "any namespace of the mesh: a ReferenceGrant is Kubernetes' and is not asked for",
+        "another namespace than the route's: in Kubernetes only with a ReferenceGrant there, elsewhere any of the mesh",
     ),
     ("matches[].path.type", "RegularExpression: the syntax of the `regex` crate, of the whole path"),
 ];

@@ -4,6 +4,8 @@
 //! [`Object`]s of it and knows where each field stands.
 #![forbid(unsafe_code)]
 
+pub mod admission;
+mod bounds;
 pub mod cases;
 pub mod catalog;
 mod check;
@@ -15,6 +17,7 @@ pub mod fields;
 pub mod kind;
 #[allow(clippy::doc_markdown, reason = "the words become descriptions in schemas, which are no Markdown")]
 pub mod kinds;
+mod newer;
 pub mod object;
 pub mod parse;
 pub mod resolve;
@@ -28,6 +31,7 @@ pub use catalog::Catalog;
 pub use fault::{Fault, Finding, Findings};
 pub use fields::fields;
 pub use kind::{Key, Kind};
+pub use newer::take_newer_fields;
 pub use object::{Metadata, Object, Policies, Spec, Stored};
 pub use parse::{Documents, Parsed, ParsedTest, parse, parse_with_tests};
 pub use resolve::{Resolved, resolve};

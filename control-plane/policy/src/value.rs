@@ -9,6 +9,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::bounds::MAX_SPAN;
+use crate::schema::rules::{SPAN, cel, span};
+
 /// A length of time as the Gateway API writes it (GEP-2257): one to four numbers of up to five digits, each with `h`, `m`, `s` or `ms`,
 /// as in `1m30s`. At most 1000 hours, which fits the wire's milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,7 +113,7 @@ impl JsonSchema for Span {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"})
+        json_schema!({"type": "string", "maxLength": MAX_SPAN, "pattern": SPAN, "x-kubernetes-validations": span()})
     }
 }
 
@@ -203,7 +206,13 @@ impl JsonSchema for Rate {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "number", "minimum": 0.001, "maximum": Self::MAX})
+        // The API server compares whole numbers with the whole part of a minimum.
+        json_schema!({
+            "type": "number",
+            "minimum": 0.001,
+            "maximum": Self::MAX,
+            "x-kubernetes-validations": cel(&[("self > 0.0", "is no rate: it is more than 0; leave the field out for no bound")]),
+        })
     }
 }
 
@@ -347,7 +356,14 @@ impl JsonSchema for GrpcCode {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        int_or_string()
+        let names = GRPC_NAMES.join("', '");
+        let rule = format!("type(self) == int ? self >= 0 && self <= 16 : self in ['{names}']");
+        // Kubernetes' way to say that it is one or the other (structural schemas know no list of types).
+        json_schema!({
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": true,
+            "x-kubernetes-validations": cel(&[(&rule, "is no gRPC status: 0 to 16, or its name, as in `unavailable`")]),
+        })
     }
 }
 
@@ -449,13 +465,18 @@ impl JsonSchema for RetryOn {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        int_or_string()
+        // `ok` is nothing to try again.
+        let names = GRPC_NAMES[1..].join("|");
+        let words = "5xx|gateway-error|reset|connect-failure|per-try-timeout";
+        // No rule in CEL: the API server takes a text of this type for one that is as long as a request can be.
+        json_schema!({
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": true,
+            "minimum": 400,
+            "maximum": 599,
+            "pattern": format!("^([45][0-9][0-9]|{words}|{names})$"),
+        })
     }
-}
-
-/// Kubernetes' way to say so (structural schemas know no list of types).
-fn int_or_string() -> Schema {
-    json_schema!({"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": true})
 }
 
 #[cfg(test)]

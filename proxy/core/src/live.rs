@@ -154,15 +154,15 @@ impl Live {
 impl OnPort {
     fn adopt(&mut self, port: u16, service: &Service) {
         self.circuits.retain(|id, circuit| {
-            let stays = service.endpoint(id).is_some_and(|endpoint| {
-                endpoint.address == circuit.address && endpoint.socket_address(port).is_some()
-            });
+            let stays = service
+                .endpoint(id)
+                .is_some_and(|endpoint| endpoint.address == circuit.address && endpoint.takes_part(port));
             if !stays {
                 circuit.leave(&self.group);
             }
             stays
         });
-        for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.socket_address(port).is_some()) {
+        for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.takes_part(port)) {
             if !self.circuits.contains_key(&endpoint.id) {
                 let circuit = Arc::new(Circuit::new(endpoint.address));
                 self.circuits.insert(Arc::clone(&endpoint.id), circuit);

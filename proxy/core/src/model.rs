@@ -49,7 +49,7 @@ pub struct Endpoint {
     pub id: Arc<str>,
     /// The workload's address.
     pub address: IpAddr,
-    /// Service port -> port at the address. Key 0 stands for every port not listed.
+    /// Service port -> port at the address. Key 0 stands for every port not listed. Empty: each port leads to itself.
     pub ports: BTreeMap<u16, u16>,
     /// 1 or more.
     pub weight: u32,
@@ -86,6 +86,8 @@ pub enum Health {
     Draining,
     /// Fails its checks.
     Unhealthy,
+    /// Never chosen; only its own address leads there.
+    Unready,
 }
 
 /// Where an address or a name leads.
@@ -179,6 +181,7 @@ impl Endpoint {
             v1::Health::Degraded => Health::Degraded,
             v1::Health::Draining => Health::Draining,
             v1::Health::Unhealthy => Health::Unhealthy,
+            v1::Health::Unready => Health::Unready,
         };
         let address: IpAddr = wire
             .address
@@ -211,8 +214,16 @@ impl Endpoint {
 
     /// The socket address for a service port, if this endpoint serves it.
     pub fn socket_address(&self, service_port: u16) -> Option<SocketAddr> {
+        if self.ports.is_empty() {
+            return Some(SocketAddr::new(self.address, service_port));
+        }
         let port = self.ports.get(&service_port).or_else(|| self.ports.get(&0))?;
         Some(SocketAddr::new(self.address, *port))
+    }
+
+    /// Whether it may be chosen for a service port.
+    pub fn takes_part(&self, service_port: u16) -> bool {
+        self.health != Health::Unready && self.socket_address(service_port).is_some()
     }
 }
 
@@ -284,7 +295,19 @@ mod tests {
         assert_eq!((b.weight, b.health, &b.identity), (1, Health::Healthy, &None));
         assert_eq!(b.socket_address(80), Some("10.0.0.1:8080".parse().unwrap()));
         assert_eq!(b.socket_address(81), None);
+        assert!(b.takes_part(80) && !b.takes_part(81));
         assert_eq!(service.endpoint("d"), None);
+    }
+
+    #[test]
+    fn a_pod_at_its_own_address_serves_each_port_as_it_is_and_is_not_chosen_unready() {
+        let mut pod = endpoint("a");
+        pod.ports.clear();
+        pod.health = v1::Health::Unready.into();
+        let service = service(vec![pod]).unwrap();
+        let pod = service.endpoint("a").unwrap();
+        assert_eq!(pod.socket_address(9100), Some("10.0.0.1:9100".parse().unwrap()));
+        assert!(!pod.takes_part(9100));
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub struct InboundPolicy {
     pub limits: Limits,
     /// How much at once.
     pub concurrency: Vec<Arc<Concurrency>>,
+    /// The zone that the workload is in: as configured, else as the controller knows it. Empty: unknown.
+    pub zone: String,
     /// Whether the controller has spoken. Until then nobody may call: there may be a policy that refuses them.
     pub is_told: bool,
     /// Tells this policy from the one before.
@@ -162,7 +164,7 @@ impl InboundPolicy {
     /// What holds until the controller has spoken.
     pub fn from_config(config: &Config) -> Self {
         let ports = config.opaque_ports.iter().map(|port| (*port, Protocol::Tcp)).collect();
-        Self { mode: config.mtls, ports, ..Self::default() }
+        Self { mode: config.mtls, ports, zone: config.zone.clone(), ..Self::default() }
     }
 
     /// What the controller said; hints that the configuration gives stay above the controller's. `old` holds now: limits that are
@@ -181,6 +183,9 @@ impl InboundPolicy {
             v1::inbound::Mode::Permissive => Mtls::Permissive,
         };
         policy.terminating = wire.terminating;
+        if policy.zone.is_empty() {
+            policy.zone = wire.locality.as_ref().map(|locality| locality.zone.clone()).unwrap_or_default();
+        }
         for claim in &wire.claims {
             let protocol = Protocol::from_wire(claim.protocol());
             if let Ok(port) = u16::try_from(claim.port)

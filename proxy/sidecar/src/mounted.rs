@@ -28,7 +28,7 @@ mod tests {
     #[test]
     fn a_file_without_an_end_is_refused() {
         assert_eq!(read(Path::new("/dev/zero"), 1024).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert_eq!(read(Path::new("/dev/null"), 0).unwrap(), []);
+        assert!(read(Path::new("/dev/null"), 0).unwrap().is_empty());
     }
 
     /// As the kubelet writes a volume: a new directory, and one rename of the link that leads to it.

@@ -838,7 +838,8 @@ pub struct Endpoint {
     /// IPv4 or IPv6, textual.
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
-    /// Service port -> port at this address. Key 0 is the port for every service port not listed.
+    /// Service port -> port at this address. Key 0 is the port for every service port not listed. Empty: each port leads to
+    /// itself, as at a pod that is dialled at its own address.
     #[prost(map = "uint32, uint32", tag = "3")]
     pub ports: ::std::collections::HashMap<u32, u32>,
     /// Relative share of traffic; 0 counts as 1.
@@ -868,7 +869,8 @@ pub struct Inbound {
     /// The workload is about to end: send GOAWAY now.
     #[prost(bool, tag = "2")]
     pub terminating: bool,
-    /// Hints and results for the workload's own ports, one per announced service port.
+    /// Hints and results for the workload's own ports, one per announced service port, and one per service port that the
+    /// workload's source knows to lead to it (a pod).
     #[prost(message, repeated, tag = "3")]
     pub claims: ::prost::alloc::vec::Vec<ClaimStatus>,
     /// Unset: nobody has a policy, everything that `mode` lets in is allowed.
@@ -876,6 +878,9 @@ pub struct Inbound {
     pub access: ::core::option::Option<Access>,
     #[prost(message, repeated, tag = "5")]
     pub concurrency: ::prost::alloc::vec::Vec<Concurrency>,
+    /// Where the workload is, if its source knows. Counts where the proxy's configuration names no zone.
+    #[prost(message, optional, tag = "6")]
+    pub locality: ::core::option::Option<Locality>,
 }
 /// Nested message and enum types in `Inbound`.
 pub mod inbound {
@@ -1032,6 +1037,8 @@ pub enum Health {
     Draining = 3,
     /// In the source, but failing its checks: chosen only when nothing else is left.
     Unhealthy = 4,
+    /// Never chosen, not even as the last resort; only its own address leads there (a pod that is not ready).
+    Unready = 5,
 }
 impl Health {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1045,6 +1052,7 @@ impl Health {
             Self::Degraded => "DEGRADED",
             Self::Draining => "DRAINING",
             Self::Unhealthy => "UNHEALTHY",
+            Self::Unready => "UNREADY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1055,6 +1063,7 @@ impl Health {
             "DEGRADED" => Some(Self::Degraded),
             "DRAINING" => Some(Self::Draining),
             "UNHEALTHY" => Some(Self::Unhealthy),
+            "UNREADY" => Some(Self::Unready),
             _ => None,
         }
     }

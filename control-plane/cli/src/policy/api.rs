@@ -12,15 +12,15 @@ use crate::client::{Refusal, Server, segment};
 
 /// An object as the controller keeps it, and what became of it.
 #[derive(Deserialize)]
-pub(super) struct Item {
-    pub(super) object: Object,
-    pub(super) revision: u64,
+pub(crate) struct Item {
+    pub(crate) object: Object,
+    pub(crate) revision: u64,
     /// Unix seconds, as `updated`.
-    pub(super) created: i64,
-    pub(super) updated: i64,
-    pub(super) author: String,
+    pub(crate) created: i64,
+    pub(crate) updated: i64,
+    pub(crate) author: String,
     #[serde(default)]
-    pub(super) status: Status,
+    pub(crate) status: Status,
 }
 
 impl Item {
@@ -37,29 +37,29 @@ impl Item {
 
 /// What became of an object.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct Status {
+pub(crate) struct Status {
     #[serde(default)]
-    pub(super) conditions: Vec<Condition>,
+    pub(crate) conditions: Vec<Condition>,
     #[serde(default)]
-    pub(super) proxies: Reach,
+    pub(crate) proxies: Reach,
 }
 
 /// One condition, in the Gateway API's words.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Condition {
+pub(crate) struct Condition {
     #[serde(rename = "type")]
-    pub(super) kind: String,
-    pub(super) status: String,
-    pub(super) reason: String,
-    pub(super) message: String,
+    pub(crate) kind: String,
+    pub(crate) status: String,
+    pub(crate) reason: String,
+    pub(crate) message: String,
     /// Of a route: the parent that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) parent: Option<Map<String, Value>>,
+    pub(crate) parent: Option<Map<String, Value>>,
 }
 
 impl Condition {
     /// Whether somebody should look at it.
-    pub(super) fn is_bad(&self) -> bool {
+    pub(crate) fn is_bad(&self) -> bool {
         // One condition is about something wrong: it is well when it does not hold.
         (self.status == "True") == (self.kind == "PartiallyInvalid")
     }
@@ -67,23 +67,23 @@ impl Condition {
 
 /// How far an object has come.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     /// Proxies that were sent it.
     #[serde(default)]
-    pub(super) on: u64,
+    pub(crate) on: u64,
     /// Those that took it.
     #[serde(default)]
-    pub(super) accepted: u64,
+    pub(crate) accepted: u64,
     /// Those that did not.
     #[serde(default)]
-    pub(super) refused: Vec<RefusedBy>,
+    pub(crate) refused: Vec<RefusedBy>,
 }
 
 /// A proxy that did not take an object.
 #[derive(Serialize, Deserialize)]
-pub(super) struct RefusedBy {
-    pub(super) proxy: String,
-    pub(super) reason: String,
+pub(crate) struct RefusedBy {
+    pub(crate) proxy: String,
+    pub(crate) reason: String,
 }
 
 #[derive(Deserialize)]
@@ -94,44 +94,44 @@ struct Items<T> {
 /// What to write.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Apply<'a> {
-    pub(super) objects: Vec<&'a Object>,
+pub(crate) struct Apply<'a> {
+    pub(crate) objects: Vec<&'a Object>,
     /// What goes in the same write, by key.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) deletions: Vec<String>,
-    pub(super) dry_run: bool,
+    pub(crate) deletions: Vec<String>,
+    pub(crate) dry_run: bool,
     /// The revisions that must hold for it to happen, by key.
-    pub(super) expect: BTreeMap<String, u64>,
+    pub(crate) expect: BTreeMap<String, u64>,
 }
 
 /// What was written.
 #[derive(Deserialize)]
-pub(super) struct Applied {
-    pub(super) results: Vec<Written>,
+pub(crate) struct Applied {
+    pub(crate) results: Vec<Written>,
 }
 
 /// What was written of one object.
 #[derive(Deserialize)]
-pub(super) struct Written {
+pub(crate) struct Written {
     #[serde(deserialize_with = "key")]
-    pub(super) key: Key,
-    pub(super) action: String,
-    pub(super) revision: u64,
+    pub(crate) key: Key,
+    pub(crate) action: String,
+    pub(crate) revision: u64,
     #[serde(default)]
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One revision of an object.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Past {
-    pub(super) revision: u64,
+pub(crate) struct Past {
+    pub(crate) revision: u64,
     /// Unix seconds.
-    pub(super) time: i64,
-    pub(super) author: String,
-    pub(super) action: String,
+    pub(crate) time: i64,
+    pub(crate) author: String,
+    pub(crate) action: String,
     /// What it then was; none where it was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) object: Option<Object>,
+    pub(crate) object: Option<Object>,
 }
 
 #[derive(Serialize)]
@@ -150,7 +150,7 @@ fn path(key: &Key) -> String {
 }
 
 /// All objects, or those of a kind, a namespace or both.
-pub(super) async fn list(server: &Server, kind: Option<Kind>, namespace: Option<&str>) -> Result<Vec<Item>> {
+pub(crate) async fn list(server: &Server, kind: Option<Kind>, namespace: Option<&str>) -> Result<Vec<Item>> {
     let kind = kind.map(|kind| format!("kind={kind}"));
     let namespace = namespace.map(|namespace| format!("namespace={}", segment(namespace)));
     let query: Vec<String> = kind.into_iter().chain(namespace).collect();
@@ -159,23 +159,23 @@ pub(super) async fn list(server: &Server, kind: Option<Kind>, namespace: Option<
 }
 
 /// One object.
-pub(super) async fn get(server: &Server, key: &Key) -> Result<Item> {
+pub(crate) async fn get(server: &Server, key: &Key) -> Result<Item> {
     server.get(&path(key)).await.map_err(missing)
 }
 
 /// All that is in force, and what it is about.
-pub(super) async fn everything(server: &Server) -> Result<(Policies, Catalog)> {
+pub(crate) async fn everything(server: &Server) -> Result<(Policies, Catalog)> {
     let stored = list(server, None, None).await?.into_iter().map(Item::into_stored);
     let policies = stored.map(|stored| (stored.object.key(), Arc::new(stored))).collect();
     Ok((policies, server.get("/api/v1/catalog").await?))
 }
 
-pub(super) async fn apply(server: &Server, apply: &Apply<'_>) -> Result<Applied> {
+pub(crate) async fn apply(server: &Server, apply: &Apply<'_>) -> Result<Applied> {
     server.post("/api/v1/policies/apply", apply).await
 }
 
 /// Deletes an object; with `revision` only if that is what holds. Returns what is doubtful about that.
-pub(super) async fn delete(
+pub(crate) async fn delete(
     server: &Server,
     key: &Key,
     revision: Option<u64>,
@@ -193,20 +193,20 @@ pub(super) async fn delete(
 }
 
 /// The last revisions of an object, the newest first.
-pub(super) async fn history(server: &Server, key: &Key) -> Result<Vec<Past>> {
+pub(crate) async fn history(server: &Server, key: &Key) -> Result<Vec<Past>> {
     let answer = server.get::<Items<Past>>(&format!("{}/history", path(key))).await;
     let mut items = answer.map_err(missing)?.items;
     items.sort_by_key(|past| std::cmp::Reverse(past.revision));
     Ok(items)
 }
 
-pub(super) async fn rollback(server: &Server, key: &Key, revision: u64, dry_run: bool) -> Result<Applied> {
+pub(crate) async fn rollback(server: &Server, key: &Key, revision: u64, dry_run: bool) -> Result<Applied> {
     let answer = server.post(&format!("{}/rollback", path(key)), &Rollback { revision, dry_run }).await;
     answer.map_err(missing)
 }
 
 /// Whether the controller said that there is no such object.
-pub(super) fn is_missing(error: &anyhow::Error) -> bool {
+pub(crate) fn is_missing(error: &anyhow::Error) -> bool {
     error.is::<Missing>()
 }
 

@@ -3,7 +3,7 @@
 //! Questions (`diff`, `test`, `explain`, `validate --live`) are answered here, from what the controller holds, by the code
 //! that the controller and the proxies run: the controller serves no computation that anybody could ask of it in bulk.
 
-mod api;
+pub(crate) mod api;
 mod diff;
 mod explain;
 mod files;

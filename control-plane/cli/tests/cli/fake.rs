@@ -16,7 +16,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// Three and a half days: an age that a table shows as `3d` however long the test takes.
 const LONG_AGO: u64 = 302_400;
 
@@ -177,6 +177,7 @@ fn answer(state: &mut State, method: &str, target: &str, body: &Value) -> Answer
     match (method, path.as_slice()) {
         ("GET", ["services"]) => ("200 OK", json!({ "services": services() })),
         ("GET", ["sources"]) => ("200 OK", sources()),
+        ("GET", ["controller"]) => ("200 OK", controller()),
         ("GET", ["proxies"]) => ("200 OK", json!({ "proxies": proxies() })),
         ("GET", ["endpoints"]) => {
             let mut items = endpoints();
@@ -388,6 +389,14 @@ fn sources() -> Value {
         { "name": "file", "state": "synced", "since": null, "reason": null, "services": 1, "faults": [] },
         { "name": "consul", "state": "degraded", "since": 1, "reason": "connection refused", "services": 1, "faults": [] },
     ] })
+}
+
+fn controller() -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"), "trust_domain": "outrigger.local",
+        // Some hours more, so that the days are the same however long the test takes.
+        "issuer_expires": now() + 365 * 86_400 + 3600, "leaf_expires": now() + 86_400,
+    })
 }
 
 fn endpoints() -> Vec<Value> {

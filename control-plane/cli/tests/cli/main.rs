@@ -3,6 +3,9 @@
 // Clippy knows tests by `#[test]`, not the functions that they share.
 #![allow(clippy::unwrap_used)]
 
+mod checks;
+mod cluster;
+mod clusters;
 mod contexts;
 mod fake;
 mod inject;

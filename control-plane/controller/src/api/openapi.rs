@@ -16,7 +16,7 @@ pub(super) struct Operation {
     body: Option<&'static str>,
     answer: Option<&'static str>,
     status: u16,
-    /// Statuses of failures, beside 401.
+    /// Statuses of failures, beside 401, 403 and 503, which all have.
     failures: &'static [u16],
 }
 
@@ -91,6 +91,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..Operation::get("/api/v1/endpoints", "Every endpoint", "Anything")
     },
     Operation::get("/api/v1/proxies", "Proxies, with what they took and refused", "Anything"),
+    Operation::get("/api/v1/controller", "Its version, and when its certificates end", "Anything"),
     Operation::get("/api/v1/sources", "What feeds the catalog, and the stores", "Anything"),
     Operation::get("/api/v1/schemas", "JSON schema of each kind", "Anything"),
     Operation::get("/api/v1/tokens", "Join tokens", "Anything"),
@@ -128,8 +129,9 @@ pub(super) fn document() -> Value {
         "info": {
             "title": "Outrigger controller",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Every request but the one for this description bears the token of <data_dir>/admin-token. \
-                            A header `outrigger-author` may say who writes.",
+            "description": "Every request but the one for this description bears the token of <data_dir>/admin-token or, with \
+                            kubernetes.enabled, one that the cluster's API server takes; its RBAC then decides. \
+                            With the admin token a header `outrigger-author` may say who writes.",
         },
         "security": [{ "token": [] }],
         "paths": paths,
@@ -159,7 +161,8 @@ fn describe(operation: &Operation) -> Value {
     };
     responses.insert(operation.status.to_string(), success);
     let open = operation.path.ends_with("/openapi.json");
-    for status in operation.failures.iter().chain((!open).then_some(&401)) {
+    let guarded: &[u16] = if open { &[] } else { &[401, 403, 503] };
+    for status in operation.failures.iter().chain(guarded) {
         let failure = json!({ "description": "Nothing was changed", "content": content("Error") });
         responses.insert(status.to_string(), failure);
     }
@@ -204,7 +207,7 @@ fn components() -> Value {
         "Error": object(json!({ "error": object(json!({
             "code": {
                 "type": "string",
-                "enum": ["bad_request", "unauthorized", "not_found", "conflict", "too_large", "invalid", "store_unavailable", "full"],
+                "enum": ["bad_request", "unauthorized", "forbidden", "not_found", "conflict", "too_large", "invalid", "store_unavailable", "cluster_unavailable", "full"],
             },
             "message": text,
             "faults": list(object(json!({

@@ -3,29 +3,29 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use outrigger_policy::resolve::Condition;
-use outrigger_policy::{Fault, Key, Kind, Parsed, Stored, parse};
+use outrigger_policy::{Catalog, Fault, Key, Kind, Object, Parsed, Stored, parse};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::access::{Caller, Permission};
 use super::{Api, Code, failed, failed_with};
+use crate::policies::counts::{Counts, counts};
 use crate::policies::writer::{Applied, Apply, Refused};
-use crate::push::Taken;
 
 /// Bytes of a request that applies: as many as a file of policies may have.
 pub(super) const MAX_APPLY: usize = 4 * 1024 * 1024;
 /// Objects of one request.
 const MAX_OBJECTS: usize = 1000;
-/// Proxies that are listed as having refused an object.
-const LISTED_REFUSALS: usize = 100;
 /// Where objects are that name no namespace.
 const DEFAULT_NAMESPACE: &str = outrigger_policy::kind::DEFAULT_NAMESPACE;
-/// Who writes, as the caller says: all callers bear the one admin token, so that it is a note and no proof.
+/// Who writes, as a caller with the admin token says: all of them bear the same one, so that it is a note and no proof.
+/// Users of a cluster are called what the cluster calls them.
 const AUTHOR: &str = "outrigger-author";
 /// Characters of an author.
 const MAX_AUTHOR: usize = 100;
@@ -44,43 +44,36 @@ struct Status<'a> {
     proxies: Counts,
 }
 
-/// The proxies that an object was sent to.
-#[derive(Debug, Clone, Default, Serialize)]
-struct Counts {
-    on: usize,
-    accepted: usize,
-    refused: Vec<Refusal>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Refusal {
-    proxy: String,
-    reason: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Which policies are asked for.
 pub(super) struct Selection {
-    kind: Option<String>,
-    namespace: Option<String>,
+    pub(super) kind: Option<Kind>,
+    pub(super) namespace: Option<String>,
 }
 
-pub(super) async fn list(
-    State(api): State<Arc<Api>>,
-    query: Result<Query<Selection>, QueryRejection>,
-) -> Response {
-    let Query(Selection { kind, namespace }) = match query {
-        Ok(query) => query,
-        Err(error) => return failed(Code::BadRequest, &error.body_text()),
+impl Selection {
+    /// What the query of a path says.
+    pub(super) fn read(uri: &Uri) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            kind: Option<String>,
+            namespace: Option<String>,
+        }
+        let Query(fields) = Query::<Fields>::try_from_uri(uri).map_err(|error| error.body_text())?;
+        // An empty value is a field of a form that was left empty.
+        let kind = fields.kind.filter(|kind| !kind.is_empty()).map(|kind| kind.parse::<Kind>()).transpose();
+        let namespace = fields.namespace.filter(|namespace| !namespace.is_empty());
+        Ok(Self { kind: kind.map_err(|error| error.to_string())?, namespace })
+    }
+}
+
+pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Response {
+    let Selection { kind, namespace } = match Selection::read(&uri) {
+        Ok(selection) => selection,
+        Err(error) => return failed(Code::BadRequest, &error),
     };
-    // An empty value is a field of a form that was left empty.
-    let kind = match kind.filter(|kind| !kind.is_empty()).map(|kind| kind.parse::<Kind>()).transpose() {
-        Ok(kind) => kind,
-        Err(error) => return failed(Code::BadRequest, &error.to_string()),
-    };
-    let namespace = namespace.filter(|namespace| !namespace.is_empty());
     let picture = api.writer.picture();
-    let counts = counts(&api);
+    let counts = counts(&api.proxies);
     let resolution = api.writer.resolution();
     let chosen = picture.policies.iter().filter(|(key, _)| {
         kind.is_none_or(|kind| kind == key.kind)
@@ -104,7 +97,7 @@ pub(super) async fn one(State(api): State<Arc<Api>>, Path(path): Path<(String, S
     let Some((key, stored)) = found else { return no_such_object() };
     let resolution = api.writer.resolution();
     let conditions = resolution.as_ref().map_or(&[][..], |resolution| resolution.resolved.conditions(&key));
-    let proxies = counts(&api).remove(&key).unwrap_or_default();
+    let proxies = counts(&api.proxies).remove(&key).unwrap_or_default();
     Json(Item { stored, status: Status { conditions, proxies } }).into_response()
 }
 
@@ -123,6 +116,7 @@ pub(super) struct ApplyRequest {
 
 pub(super) async fn apply(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     request: Result<Json<ApplyRequest>, JsonRejection>,
 ) -> Response {
@@ -136,7 +130,7 @@ pub(super) async fn apply(
     if request.objects.len() + request.deletions.len() > MAX_OBJECTS {
         return failed(Code::TooLarge, &format!("more than {MAX_OBJECTS} objects; apply fewer at once"));
     }
-    let mut apply = Apply { dry_run: request.dry_run, author: author(&headers), ..Apply::default() };
+    let mut apply = Apply { dry_run: request.dry_run, author: author(&caller, &headers), ..Apply::default() };
     let mut faults = Vec::new();
     for (at, object) in request.objects.iter().enumerate() {
         match read(&format!("objects[{at}]"), object) {
@@ -155,6 +149,21 @@ pub(super) async fn apply(
     if !faults.is_empty() {
         return refused(Refused::Invalid(faults));
     }
+    let mut needed = Vec::new();
+    if caller.name().is_some() {
+        let picture = api.writer.picture();
+        for key in apply.objects.iter().map(Object::key) {
+            needed.push(Permission::write(&picture, &key));
+            if !picture.policies.contains_key(&key) {
+                // Who may create and not change must not do so because somebody else is faster.
+                apply.expect.entry(key).or_insert(0);
+            }
+        }
+        needed.extend(apply.deletions.iter().map(|key| Permission::policy("delete", key)));
+    }
+    if let Err(refused) = api.access.require(&caller, &needed).await {
+        return refused;
+    }
     answer(api.writer.apply(apply).await)
 }
 
@@ -170,6 +179,7 @@ pub(super) async fn delete(
     State(api): State<Arc<Api>>,
     Path(path): Path<(String, String, String)>,
     query: Result<Query<Deletion>, QueryRejection>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Response {
     let Query(Deletion { revision, dry_run }) = match query {
@@ -182,7 +192,7 @@ pub(super) async fn delete(
         return no_such_object();
     }
     let expect = revision.map(|revision| (key.clone(), revision)).into_iter().collect();
-    let author = author(&headers);
+    let author = author(&caller, &headers);
     let apply = Apply { deletions: vec![key], dry_run, expect, author, ..Apply::default() };
     match api.writer.apply(apply).await {
         Ok(Applied { revision, results }) => {
@@ -216,6 +226,7 @@ pub(super) struct Rollback {
 pub(super) async fn rollback(
     State(api): State<Arc<Api>>,
     Path(path): Path<(String, String, String)>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     request: Result<Json<Rollback>, JsonRejection>,
 ) -> Response {
@@ -224,11 +235,12 @@ pub(super) async fn rollback(
         Err(error) => return failed(Code::BadRequest, &error.body_text()),
     };
     let Some(key) = key(path) else { return no_such_object() };
-    answer(api.writer.roll_back(&key, revision, dry_run, author(&headers)).await)
+    answer(api.writer.roll_back(&key, revision, dry_run, author(&caller, &headers)).await)
 }
 
 pub(super) async fn catalog(State(api): State<Arc<Api>>) -> Response {
-    Json(api.mesh.policy_catalog()).into_response()
+    let grants = api.writer.picture().grants.clone();
+    Json(Catalog { grants, ..api.mesh.policy_catalog() }).into_response()
 }
 
 /// An object as a file would have it, with all that is wrong with it.
@@ -248,26 +260,8 @@ fn read(name: &str, object: &Value) -> Result<Parsed, Vec<Fault>> {
     }
 }
 
-fn counts(api: &Api) -> BTreeMap<Key, Counts> {
-    let mut counts: BTreeMap<Key, Counts> = BTreeMap::new();
-    for (proxy, policies) in api.proxies.policies() {
-        for (key, taken) in policies {
-            let count = counts.entry(key).or_default();
-            count.on += 1;
-            match taken {
-                Taken::Accepted => count.accepted += 1,
-                Taken::Refused(reason) if count.refused.len() < LISTED_REFUSALS => {
-                    count.refused.push(Refusal { proxy: proxy.clone(), reason: reason.to_string() });
-                }
-                Taken::Sent | Taken::Refused(_) => {}
-            }
-        }
-    }
-    counts
-}
-
 /// The key of a path. `None`: no object can have it.
-fn key((kind, namespace, name): (String, String, String)) -> Option<Key> {
+pub(super) fn key((kind, namespace, name): (String, String, String)) -> Option<Key> {
     let fits = |text: &str, longest: usize| {
         let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
         !text.is_empty() && text.len() <= longest && text.bytes().all(known) && !text.contains("..")
@@ -276,7 +270,10 @@ fn key((kind, namespace, name): (String, String, String)) -> Option<Key> {
     Some(Key::new(kind.parse().ok()?, namespace, name))
 }
 
-fn author(headers: &HeaderMap) -> String {
+fn author(caller: &Caller, headers: &HeaderMap) -> String {
+    if let Some(name) = caller.name() {
+        return name.to_owned();
+    }
     let said = headers.get(AUTHOR).and_then(|value| value.to_str().ok()).map(str::trim).unwrap_or_default();
     let said: String = said.chars().filter(|c| !c.is_control()).take(MAX_AUTHOR).collect();
     if said.is_empty() { "admin".to_owned() } else { said }

@@ -19,7 +19,8 @@ fn instance(id: &str, address: &str, port: u16) -> Instance {
         identity: None,
         region: String::new(),
         zone: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        node: Arc::default(),
+        labels: Arc::default(),
     }
 }
 
@@ -30,13 +31,14 @@ fn service(name: &str, instances: Vec<Instance>) -> SourceService {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
+        reach: crate::sources::Reach::default(),
         instances,
     }
 }
 
 fn snapshot(services: impl IntoIterator<Item = SourceService>, sync: Sync) -> Arc<Snapshot> {
     let services = services.into_iter().map(|service| (service.key.clone(), Arc::new(service))).collect();
-    Arc::new(Snapshot { services, sync, faults: Vec::new() })
+    Arc::new(Snapshot { services, sync, ..Snapshot::default() })
 }
 
 fn catalog(sources: &[&str]) -> Catalog {
@@ -44,29 +46,96 @@ fn catalog(sources: &[&str]) -> Catalog {
 }
 
 #[test]
-fn two_sources_of_one_service_are_united_and_absence_needs_both() {
-    let mut catalog = catalog(&["consul", "file"]);
-    let named = SourceService {
+fn of_two_sources_with_one_name_the_first_has_it_and_absence_needs_both() {
+    let mut catalog = catalog(&["kubernetes", "consul"]);
+    let consuls = SourceService {
         names: vec!["orders.service.consul".into()],
         virtual_addresses: vec!["240.0.0.1".parse().unwrap()],
         ..service("orders", vec![instance("n1", "10.0.0.1", 80)])
     };
-    let changed = catalog.apply(0, snapshot([named], Sync::Synced));
+    let changed = catalog.apply(1, snapshot([consuls], Sync::Synced));
     assert!(!catalog.synced() && !changed.became_synced);
-    let changed =
-        catalog.apply(1, snapshot([service("orders", vec![instance("x", "10.0.0.2", 80)])], Sync::Synced));
+    assert_eq!(&*catalog.service(&key("orders")).unwrap().source, "consul");
+    let clusters = service("orders", vec![instance("x", "10.0.0.2", 80)]);
+    let changed = catalog.apply(0, snapshot([clusters], Sync::Synced));
     assert!(catalog.synced() && changed.became_synced);
     let orders = catalog.service(&key("orders")).unwrap();
-    assert_eq!(orders.sources, "consul,file");
-    let ids: Vec<_> = orders.spec.instances.iter().map(|instance| instance.id.as_str()).collect();
-    assert_eq!(ids, ["consul/n1", "file/x"]);
-    assert_eq!(catalog.named("orders.service.consul"), Some(&key("orders")));
-    assert_eq!(catalog.at_virtual("240.0.0.1".parse().unwrap()), Some(&key("orders")));
+    assert_eq!((&*orders.source, orders.spec.instances.len()), ("kubernetes", 1));
+    assert_eq!(catalog.named("orders.service.consul"), None, "nothing of the other's is left");
+    assert_eq!(catalog.at_virtual("240.0.0.1".parse().unwrap()), None);
+    let refused = catalog.sources().nth(1).unwrap().refused;
+    assert_eq!(refused[0].subject, "orders.default");
+    assert!(
+        refused[0].reason.contains("`kubernetes`") && refused[0].reason.contains("consul.default_namespace")
+    );
 
     let degraded = Sync::Degraded { since: std::time::UNIX_EPOCH, reason: String::new() };
-    catalog.apply(1, snapshot([], degraded));
+    catalog.apply(0, snapshot([], degraded));
     assert!(!catalog.synced() && catalog.started());
-    assert_eq!(catalog.service(&key("orders")).unwrap().sources, "consul");
+    assert_eq!(&*catalog.service(&key("orders")).unwrap().source, "consul", "the name is free again");
+    assert!(catalog.sources().nth(1).unwrap().refused.is_empty());
+}
+
+fn pod(name: &str, addresses: &[&str], account: Option<&str>) -> Workload {
+    Workload {
+        key: ServiceKey::of_workload(name, "shop").unwrap(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        identity: account.map(|account| format!("spiffe://t/ns/shop/sa/{account}")),
+        region: String::new(),
+        zone: String::new(),
+        node: Arc::default(),
+        labels: Arc::default(),
+        probes: Vec::new(),
+        terminating: false,
+    }
+}
+
+fn of_cluster(services: Vec<SourceService>, pods: Vec<Workload>) -> Arc<Snapshot> {
+    let workloads = pods.into_iter().map(|pod| (pod.key.clone(), Arc::new(pod))).collect();
+    let snapshot = Snapshot::clone(&snapshot(services, Sync::Synced));
+    Arc::new(Snapshot { workloads: Arc::new(workloads), ..snapshot })
+}
+
+#[test]
+fn a_pod_is_at_its_addresses_and_services_lead_to_it() {
+    let mut catalog = catalog(&["kubernetes", "consul"]);
+    let at = |catalog: &Catalog, address: &str| {
+        catalog.workload_at(address.parse().unwrap()).map(|pod| pod.key.to_string())
+    };
+    let mut old = pod("old", &["10.0.0.1"], Some("web"));
+    old.terminating = true;
+    let new = pod("web-0", &["10.0.0.1", "fd00::1"], Some("web"));
+    let meshed = Instance { identity: new.identity.clone(), ..instance("web-0", "10.0.0.1", 8080) };
+    let other =
+        Instance { identity: Some("spiffe://t/ns/shop/sa/db".into()), ..instance("x", "10.0.0.1", 9) };
+    let services = vec![service("web", vec![meshed]), service("db", vec![other])];
+    let changed = catalog.apply(0, of_cluster(services.clone(), vec![old, new.clone()]));
+    assert_eq!(at(&catalog, "10.0.0.1").unwrap(), "web-0._pod.shop", "the one that is not ending");
+    assert_eq!(at(&catalog, "fd00::1").unwrap(), "web-0._pod.shop");
+    assert_eq!(at(&catalog, "10.0.0.2"), None);
+    assert!(changed.workloads && changed.keys.contains(&Key::Ip("fd00::1".parse().unwrap())));
+    let leading: Vec<_> = catalog.leading_to(&new).map(|(service, _)| service.spec.key.name()).collect();
+    assert_eq!(leading, ["web"], "by its own identity only");
+
+    let again = catalog.apply(0, of_cluster(services, vec![pod("web-0", &["10.0.0.3"], Some("web"))]));
+    assert_eq!((at(&catalog, "10.0.0.1"), at(&catalog, "10.0.0.3").is_some()), (None, true));
+    assert!(again.keys.contains(&Key::Service(new.key)));
+
+    let taken = service("web-0._pod.shop", vec![instance("evil", "10.6.6.6", 80)]);
+    catalog.apply(1, snapshot([taken], Sync::Synced));
+    assert!(catalog.at_endpoint("10.6.6.6:80".parse().unwrap()).next().is_none());
+    assert!(catalog.sources().nth(1).unwrap().refused[0].reason.contains("rename"));
+}
+
+#[test]
+fn ranges_are_unknown_until_the_cluster_was_read() {
+    let mut catalog = catalog(&["kubernetes", "file"]);
+    catalog.apply(1, snapshot([], Sync::Synced));
+    assert_eq!(catalog.ranges(), None);
+    let ranges: BTreeSet<IpNet> = ["10.244.0.0/24".parse().unwrap()].into();
+    let read = Snapshot { ranges: Arc::new(ranges.clone()), sync: Sync::Synced, ..Snapshot::default() };
+    assert!(catalog.apply(0, Arc::new(read)).ranges);
+    assert_eq!(catalog.ranges(), Some(ranges));
 }
 
 #[test]

@@ -14,10 +14,14 @@ fn service_of(instances: Vec<Instance>) -> (Catalog, ServiceKey) {
         protocol: v1::Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
+        reach: crate::sources::Reach::default(),
         instances,
     };
-    let snapshot =
-        Snapshot { services: [(key.clone(), Arc::new(spec))].into(), sync: Sync::Synced, faults: Vec::new() };
+    let snapshot = Snapshot {
+        services: [(key.clone(), Arc::new(spec))].into(),
+        sync: Sync::Synced,
+        ..Snapshot::default()
+    };
     let mut catalog = Catalog::new([Arc::from("test")], false);
     catalog.apply(0, Arc::new(snapshot));
     (catalog, key)
@@ -33,7 +37,8 @@ fn instance(ports: std::collections::BTreeMap<u16, u16>) -> Instance {
         identity: None,
         region: String::new(),
         zone: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        node: Arc::default(),
+        labels: Arc::default(),
     }
 }
 
@@ -102,8 +107,34 @@ fn a_stranger_in_a_meshed_service_is_no_endpoint() {
     let mixed = || vec![endpoint("meshed", "spiffe://outrigger.local/ns/a/sa/b"), endpoint("stranger", "")];
     assert_eq!(left("consul", false, mixed()), ["meshed"]);
     assert_eq!(left("file", false, mixed()), ["meshed", "stranger"], "a file is somebody's word");
-    assert_eq!(left("consul,file", false, mixed()), ["meshed", "stranger"]);
     let plain = vec![endpoint("a", ""), endpoint("b", "")];
     assert_eq!(left("consul", false, plain.clone()), ["a", "b"], "a service that is not meshed");
     assert_eq!(left("consul", true, plain).len(), 0, "its last claimed endpoint left, and strangers stayed");
+}
+
+#[test]
+fn who_keeps_to_a_node_chooses_nobody_elsewhere_and_a_policy_outranks_the_zone() {
+    use v1::Health::{Healthy, Unready};
+    let on =
+        |id: &str, node: &str| Instance { id: id.into(), node: node.into(), ..instance([(1, 1)].into()) };
+    let instances = vec![on("a", "n1"), on("b", "n2")];
+    let (catalog, key) = service_of(instances.clone());
+    let service = catalog.service(&key).unwrap();
+    let healths = |node: &str| {
+        let mut message = message(service, |_| None);
+        keep_to_node(&mut message, &instances, node);
+        message.endpoints.iter().map(v1::Endpoint::health).collect::<Vec<_>>()
+    };
+    assert_eq!(healths("n1"), [Healthy, Unready]);
+    assert_eq!(healths("n3"), [Unready, Unready]);
+    assert_eq!(healths(""), [Healthy, Healthy], "who is on no node is led to all");
+
+    let mut plain = message(service, |_| None);
+    prefer_own_zone(&mut plain);
+    assert_eq!(plain.traffic.unwrap().load_balancer.unwrap().zone_percent, 1);
+    let random = v1::LoadBalancer { zone_percent: 0, ..v1::LoadBalancer::default() };
+    let traffic = v1::Traffic { load_balancer: Some(random), ..v1::Traffic::default() };
+    let mut ruled = v1::Service { traffic: Some(traffic), ..message(service, |_| None) };
+    prefer_own_zone(&mut ruled);
+    assert_eq!(ruled.traffic.unwrap().load_balancer.unwrap().zone_percent, 0);
 }

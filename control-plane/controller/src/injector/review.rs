@@ -82,6 +82,7 @@ struct Request {
 }
 
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the API's")]
 struct Kind {
     #[serde(default)]
     group: String,

@@ -46,6 +46,11 @@ pub(crate) struct Leadership {
 }
 
 impl Leadership {
+    /// Says when this replica leads, to work that keeps something between its turns.
+    pub(crate) fn leads(&self) -> watch::Receiver<bool> {
+        self.leads.clone()
+    }
+
     /// Runs `work` while this replica leads: it is begun each time that the leadership begins, and dropped when that ends.
     /// Work that ends by itself is begun again only under the next leadership.
     pub(crate) async fn run<F: Future<Output = ()>>(mut self, mut work: impl FnMut() -> F) {

@@ -3,7 +3,7 @@
 //! A new [`Resolution`] is compared with the one before off the lock, and only those are told for whom something differs:
 //! the services of which something else is said, and the connections whose workload's own side has changed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use outrigger_policy::catalog::{
     Catalog, CatalogEndpoint, CatalogHealth, CatalogPort, CatalogProtocol, CatalogService,
 };
 
+use ipnet::IpNet;
+
+use super::own::Own;
 use super::{Mesh, Settings, State, Viewer};
 use crate::addresses::VIRTUAL_RANGES;
 use crate::catalog::{Key, Service};
@@ -45,7 +48,8 @@ struct Watching {
     inbound: Option<v1::Inbound>,
 }
 
-type Claimed = Vec<(ServiceKey, SocketAddr)>;
+/// Accepted claims.
+pub(super) type Claimed = Vec<(ServiceKey, SocketAddr)>;
 
 impl InForce {
     /// What is in force.
@@ -59,6 +63,7 @@ impl InForce {
         namespace: &str,
         trust_domain: &str,
         settings: &Settings,
+        ranges: &BTreeSet<IpNet>,
     ) -> Option<Arc<Compiled>> {
         if let Some(compiled) = self.mesh.get(namespace) {
             return Some(Arc::clone(compiled));
@@ -66,7 +71,7 @@ impl InForce {
         let resolution = self.resolution.as_ref()?;
         let mesh = v1::Mesh {
             trust_domain: trust_domain.to_owned(),
-            cidrs: settings.cidrs.clone(),
+            cidrs: settings.cidrs.iter().chain(ranges).map(IpNet::to_string).collect(),
             virtual_cidrs: VIRTUAL_RANGES.map(str::to_owned).to_vec(),
             outbound: resolution.outbound(namespace).into(),
             external_hosts: resolution.external_hosts.clone(),
@@ -78,6 +83,16 @@ impl InForce {
         }
         self.mesh.insert(namespace.to_owned(), Arc::clone(&compiled));
         Some(compiled)
+    }
+
+    /// What it says of the ranges is out of date.
+    pub(super) fn forget_mesh(&mut self) {
+        self.mesh.clear();
+    }
+
+    /// Those who watch.
+    pub(super) fn viewers(&self) -> impl Iterator<Item = &Viewer> {
+        self.viewers.values().map(|watching| &watching.viewer)
     }
 
     fn adopt(&mut self, resolution: &Arc<Resolution>) {
@@ -113,7 +128,7 @@ impl State {
         if let Some(inbound) = known {
             return Some(inbound.clone());
         }
-        let inbound = inbound(&resolution, viewer, &self.claimed(viewer.connection));
+        let inbound = inbound(&resolution, viewer, &self.own(viewer));
         if let Some(watching) = self.in_force.viewers.get_mut(&viewer.connection) {
             watching.inbound = Some(inbound.clone());
         }
@@ -121,7 +136,7 @@ impl State {
     }
 
     /// The accepted claims of a connection.
-    fn claimed(&self, connection: u64) -> Claimed {
+    pub(super) fn claimed(&self, connection: u64) -> Claimed {
         let outcomes = self.announced.get(&connection).into_iter().flatten();
         outcomes.filter_map(|outcome| outcome.verdict.clone().ok()).collect()
     }
@@ -162,14 +177,17 @@ impl Mesh {
         // The lock is taken for each alone: proxies do not wait until all is copied.
         let view = |key| {
             let state = self.state();
-            let service = state.catalog.service(key).filter(|service| service.sources != "policy")?;
+            let service = state.catalog.service(key).filter(|service| *service.source != *"policy")?;
             Some(state.view(service))
         };
+        let workloads = self.workloads_without_services();
         Catalog {
             trust_domain: self.trust_domain.clone(),
             mesh_namespace: self.settings.mesh_namespace.clone(),
             defaults: self.settings.defaults.clone(),
             services: keys.iter().filter_map(view).collect(),
+            workloads,
+            grants: None,
         }
     }
 
@@ -178,9 +196,8 @@ impl Mesh {
         let (old, viewers) = {
             let state = self.state();
             let viewers = state.in_force.viewers.values();
-            let viewers: Vec<_> = viewers
-                .map(|w| (w.viewer.clone(), state.claimed(w.viewer.connection), w.inbound.clone()))
-                .collect();
+            let viewers: Vec<_> =
+                viewers.map(|w| (w.viewer.clone(), state.own(&w.viewer), w.inbound.clone())).collect();
             (state.in_force.resolution.clone(), viewers)
         };
         let Some(old) = old else {
@@ -197,22 +214,22 @@ impl Mesh {
             keys.insert(Key::Mesh);
         }
         let mut inbounds = Vec::new();
-        for (viewer, claimed, before) in viewers {
-            let inbound = inbound(new, &viewer, &claimed);
+        for (viewer, own, before) in viewers {
+            let inbound = inbound(new, &viewer, &own);
             if before.as_ref() != Some(&inbound) {
                 keys.insert(Key::Connection(viewer.connection));
             }
-            inbounds.push((viewer.connection, claimed, inbound));
+            inbounds.push((viewer, own, inbound));
         }
         {
             let mut state = self.state();
             for service in &services {
                 state.compiled.remove(service);
             }
-            for (connection, claimed, inbound) in inbounds {
-                // Claims that came meanwhile have told their connection themselves.
-                let same = state.claimed(connection) == claimed;
-                if let Some(watching) = state.in_force.viewers.get_mut(&connection) {
+            for (viewer, own, inbound) in inbounds {
+                // What came meanwhile has told its connection itself.
+                let same = state.own(&viewer) == own;
+                if let Some(watching) = state.in_force.viewers.get_mut(&viewer.connection) {
                     watching.inbound = same.then_some(inbound);
                 }
             }
@@ -246,7 +263,7 @@ impl State {
                 identity: instance.identity.clone().or_else(|| claim.map(|claim| claim.identity.to_string())),
                 zone: instance.zone.clone(),
                 health: health(instance.health),
-                labels: instance.labels.clone(),
+                labels: BTreeMap::clone(&instance.labels),
             }
         });
         CatalogService {
@@ -278,8 +295,9 @@ fn changed_services(old: &Resolution, new: &Resolution) -> HashSet<ServiceKey> {
     all.into_iter().filter(differs).cloned().collect()
 }
 
-fn inbound(resolution: &Resolution, viewer: &Viewer, claimed: &Claimed) -> v1::Inbound {
-    resolution.inbound(&viewer.identity, viewer.address, claimed)
+fn inbound(resolution: &Resolution, viewer: &Viewer, own: &Own) -> v1::Inbound {
+    let pod = own.workload.as_deref().map(super::own::as_policies_see);
+    resolution.inbound(&viewer.identity, viewer.address, &own.claimed, pod)
 }
 
 fn protocol(protocol: v1::Protocol) -> CatalogProtocol {
@@ -297,6 +315,6 @@ fn health(health: v1::Health) -> CatalogHealth {
         v1::Health::Unspecified | v1::Health::Healthy => CatalogHealth::Healthy,
         v1::Health::Degraded => CatalogHealth::Degraded,
         v1::Health::Draining => CatalogHealth::Draining,
-        v1::Health::Unhealthy => CatalogHealth::Unhealthy,
+        v1::Health::Unhealthy | v1::Health::Unready => CatalogHealth::Unhealthy,
     }
 }

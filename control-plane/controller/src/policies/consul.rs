@@ -269,7 +269,7 @@ impl Shared {
             .filter_map(|(key, record)| Some((key.clone(), record.stored.clone()?)))
             .collect();
         let sync = if held.complete { sync(&last.sync, status) } else { Sync::Never };
-        self.publish(Picture { revision, policies: Arc::new(policies), sync, faults });
+        self.publish(Picture { revision, policies: Arc::new(policies), grants: None, sync, faults });
         None
     }
 
@@ -313,7 +313,7 @@ impl Shared {
             modify_index: held.revision_version,
         }];
         for change in &write.changes {
-            let key = key_of_change(change);
+            let key = change.key();
             let modify_index = held.records.get(&key).map_or(0, |record| record.version);
             let name = format!("{POLICIES}{}", path(&key));
             operations.push(match policies.get(&key) {
@@ -336,7 +336,7 @@ impl Shared {
         let mut held = self.held();
         held.revision_version = version;
         held.floor = Some((revision, Some(Instant::now() + BEHIND)));
-        for key in write.changes.iter().map(key_of_change) {
+        for key in write.changes.iter().map(Change::key) {
             match policies.get(&key) {
                 Some(stored) => {
                     let record = Record { version, stored: Some(Arc::clone(stored)), fault: None };
@@ -467,13 +467,6 @@ fn degraded(before: &Sync, reason: String) -> Sync {
         Sync::Never => Sync::Never,
         Sync::Synced => Sync::Degraded { since: SystemTime::now(), reason },
         Sync::Degraded { since, .. } => Sync::Degraded { since: *since, reason },
-    }
-}
-
-fn key_of_change(change: &Change) -> Key {
-    match change {
-        Change::Put(object) => object.key(),
-        Change::Delete(key) => key.clone(),
     }
 }
 

@@ -56,6 +56,7 @@ impl Embedded {
         let picture = Picture {
             revision: revision.unwrap_or(0),
             policies: Arc::new(policies),
+            grants: None,
             sync: Sync::Synced,
             faults: Vec::new(),
         };

@@ -1,7 +1,7 @@
 //! Policies: where they are kept, how they change, and what they come to.
 //!
 //! The modules are the steps that a policy takes: `api` (what people send) -> `writer` (validate, compare, write) -> a
-//! store (`embedded` or `consul`, behind [`PolicyStore`]) -> `resolver` (what all policies and the catalog come to) ->
+//! store (`embedded`, `consul` or `kubernetes`, behind [`PolicyStore`]) -> `resolver` (what all policies and the catalog come to) ->
 //! [`crate::mesh`], which answers proxies with it. `status` goes the other way: what proxies said to it.
 //!
 //! One number orders everything: the store's *revision*, which grows with each write. A write names the revision that
@@ -12,12 +12,13 @@
 //! Last good wins here too. A store that cannot be read keeps its last picture and says so; one that lost what it held
 //! (its revision is gone) is not believed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
+use outrigger_policy::catalog::Grant;
 use outrigger_policy::{Key, Object, Policies, Stored};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -28,7 +29,9 @@ use crate::sources::{Fault, Sync};
 use crate::tokens::hex;
 
 pub(crate) mod consul;
+pub(crate) mod counts;
 pub(crate) mod embedded;
+pub(crate) mod kubernetes;
 pub(crate) mod resolver;
 pub(crate) mod writer;
 
@@ -46,6 +49,8 @@ pub(crate) struct Picture {
     pub(crate) revision: u64,
     /// What is in force.
     pub(crate) policies: Arc<Policies>,
+    /// Who may name Services of other namespaces as backends; `None`: everybody (see [`outrigger_policy::Catalog`]).
+    pub(crate) grants: Option<BTreeSet<Grant>>,
     /// How far to trust it.
     pub(crate) sync: Sync,
     /// Records that cannot be read; of each the last good stays.
@@ -60,6 +65,16 @@ pub(crate) enum Change {
     Put(Object),
     /// Takes it away.
     Delete(Key),
+}
+
+impl Change {
+    /// Whose it is.
+    pub(crate) fn key(&self) -> Key {
+        match self {
+            Self::Put(object) => object.key(),
+            Self::Delete(key) => key.clone(),
+        }
+    }
 }
 
 /// What is written together.
@@ -137,10 +152,11 @@ pub(crate) trait PolicyStore: Send + std::marker::Sync + Debug {
     /// The newest picture; [`Picture::default`] until the store was read.
     fn pictures(&self) -> watch::Receiver<Arc<Picture>>;
 
-    /// Writes all of it, durably, or nothing. The pictures hold it when this returns.
+    /// Writes all of it, durably, or nothing; where the store cannot do that for several objects the error says what was written. The
+    /// pictures hold it when this returns.
     async fn commit(&self, write: Write) -> Result<Arc<Picture>, WriteError>;
 
-    /// The last [`HISTORY`] writes of an object, the newest first. Empty: it never was there. The error is a text.
+    /// The last [`HISTORY`] writes of an object, the newest first, or those that the store remembers. Empty: it never was there. The error is a text.
     async fn history(&self, key: &Key) -> Result<Vec<Past>, String>;
 }
 

@@ -47,6 +47,7 @@ pub(crate) struct Resolution {
 impl Resolution {
     /// Works it out.
     pub(crate) fn new(picture: &Picture, catalog: Catalog) -> Self {
+        let catalog = Catalog { grants: picture.grants.clone(), ..catalog };
         let resolved = resolve::resolve(&picture.policies, &catalog);
         let of_catalog = catalog.services.iter().filter_map(|s| ServiceKey::new(&s.name, &s.namespace).ok());
         let of_policies = resolved.externals().iter().filter_map(|s| ServiceKey::parse(&s.service).ok());
@@ -109,6 +110,8 @@ impl Resolution {
     /// The own side of the workload of an identity that is seen at `address` and has claimed `claims`, without what became
     /// of its claims.
     ///
+    /// `pod` is the workload itself, where its source knows it: then it is meant alone.
+    ///
     /// Where none of the identity's workloads is at one of these addresses (it may connect from another one than it
     /// serves at) all of them are meant: with too many policies rather than too few.
     pub(crate) fn inbound(
@@ -116,13 +119,16 @@ impl Resolution {
         identity: &SpiffeId,
         address: IpAddr,
         claims: &[(ServiceKey, SocketAddr)],
+        pod: Option<Workload>,
     ) -> v1::Inbound {
         let known = self.workloads.get(identity.as_str()).map_or(&[][..], Vec::as_slice);
         let here = |workload: &&Workload| {
             workload.address == address || claims.iter().any(|(_, at)| at.ip() == workload.address)
         };
         let mut own: Vec<Workload> = known.iter().filter(here).cloned().collect();
-        if own.is_empty() {
+        if let Some(pod) = pod {
+            own.push(pod);
+        } else if own.is_empty() {
             own = known.to_vec();
         }
         for (service, at) in claims {

@@ -194,9 +194,11 @@ impl Writer {
                 Err(WriteError::Unavailable(reason)) => return Err(Refused::Unavailable(reason)),
             };
             for result in results.iter_mut().filter(|result| result.action != Action::Unchanged) {
-                let from = std::mem::replace(&mut result.revision, written.revision);
+                let stored = result.key.parse().ok().and_then(|key: Key| written.policies.get(&key));
+                let to = stored.map_or(written.revision, |stored| stored.revision);
+                let from = std::mem::replace(&mut result.revision, to);
                 tracing::info!(target: "audit", author = apply.author, policy = result.key, action = result.action.name(),
-                    from, to = written.revision, "policy written");
+                    from, to, "policy written");
             }
             self.await_in_force(written.revision).await;
             return Ok(Applied { revision: written.revision, results });

@@ -67,8 +67,11 @@ pub struct Config {
     pub token_file: Option<PathBuf>,
     /// Datacenters to read. Empty: the agent's own.
     pub datacenters: Vec<String>,
-    /// Namespaces to read (Consul Enterprise). Empty: the token's own, which is `default` in the mesh.
+    /// Namespaces to read (Consul Enterprise). Empty: the token's own, which is `default_namespace` in the mesh.
     pub namespaces: Vec<String>,
+    /// The namespace in the mesh of services that have none in Consul. Another one than Kubernetes uses keeps services of
+    /// one name apart.
+    pub default_namespace: String,
     /// Admin partition (Consul Enterprise).
     pub partition: Option<String>,
     /// PEM file of the authorities that sign the agents' certificates; for `https`.
@@ -94,6 +97,7 @@ impl Default for Config {
             token_file: None,
             datacenters: Vec::new(),
             namespaces: Vec::new(),
+            default_namespace: ServiceKey::DEFAULT_NAMESPACE.into(),
             partition: None,
             ca_file: None,
             cert_file: None,
@@ -254,6 +258,7 @@ fn forward<T: Send + std::marker::Sync + 'static>(
 struct Collector {
     client: Client,
     domain: String,
+    default_namespace: String,
     places: Vec<Place>,
     units: BTreeMap<UnitId, Unit>,
     /// Which units make a service.
@@ -286,6 +291,7 @@ impl Collector {
             places,
             client,
             domain,
+            default_namespace: config.default_namespace,
             units: BTreeMap::new(),
             parts: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -357,7 +363,7 @@ impl Collector {
 
     fn start(&self, id: &UnitId) -> Result<Unit, String> {
         let scope = &self.places[id.place].scope;
-        let namespace = scope.namespace.as_deref().unwrap_or(ServiceKey::DEFAULT_NAMESPACE);
+        let namespace = scope.namespace.as_deref().unwrap_or(&self.default_namespace);
         let key = ServiceKey::new(&id.name, namespace).map_err(|error| error.to_string())?;
         let query = HealthQuery { scope: scope.clone(), filter: None };
         let blocking = self.units.values().filter(|unit| unit.blocking).count() < MAX_BLOCKING;
@@ -395,7 +401,12 @@ impl Collector {
         if heard.is_empty() {
             return;
         }
-        let service = merge::service(&key, &self.domain, heard.iter().flat_map(|part| part.values()));
+        let service = merge::service(
+            &key,
+            &self.domain,
+            &self.default_namespace,
+            heard.iter().flat_map(|part| part.values()),
+        );
         if self.services.get(&key).is_none_or(|old| **old != service) {
             self.services.insert(key, Arc::new(service));
         }
@@ -424,7 +435,7 @@ impl Collector {
             _ => {}
         }
         self.sync = sync.clone();
-        let snapshot = Snapshot { services: self.services.clone(), sync, faults };
+        let snapshot = Snapshot { services: self.services.clone(), sync, faults, ..Snapshot::default() };
         self.snapshots.send_if_modified(|last| {
             let modified = **last != snapshot;
             if modified {

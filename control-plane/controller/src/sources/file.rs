@@ -22,7 +22,9 @@ use serde_saphyr::Spanned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync};
+use super::{
+    Fault, Instance, MAX_FAULTS, Reach, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync,
+};
 use crate::config::Span;
 
 /// How long a file must have been left alone before it is read.
@@ -281,7 +283,7 @@ impl Directory {
             Some((since, reason)) => Sync::Degraded { since: *since, reason: reason.clone() },
             None => Sync::Synced,
         };
-        Snapshot { services, sync, faults }
+        Snapshot { services, sync, faults, ..Snapshot::default() }
     }
 }
 
@@ -425,6 +427,7 @@ fn service(document: Document) -> Result<SourceService, String> {
         protocol: Protocol::Unspecified,
         virtual_addresses: Vec::new(),
         names: Vec::new(),
+        reach: Reach::default(),
         instances,
     })
 }
@@ -466,7 +469,8 @@ fn instance(ports: &[Port], endpoint: Endpoint) -> Result<Instance, String> {
         identity: endpoint.identity,
         region: endpoint.region,
         zone: endpoint.zone,
-        labels: endpoint.labels,
+        node: Arc::default(),
+        labels: endpoint.labels.into(),
     })
 }
 

@@ -17,17 +17,19 @@
 //! controller's configuration, and a `spawn` that returns a [`Source`] at once and never waits for the first answer:
 //! `pub fn spawn(config: Config, stop: CancellationToken) -> anyhow::Result<Source>`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use outrigger_api::v1::{Health, Protocol};
+use ipnet::IpNet;
+use outrigger_api::v1::{self, Health, Protocol};
 use tokio::sync::watch;
 
 pub mod consul;
 pub mod file;
+pub mod kubernetes;
 pub(crate) mod policy;
 
 /// A running source, as the catalog sees it.
@@ -44,6 +46,11 @@ pub struct Source {
 pub struct Snapshot {
     /// Every service of the source. A service without instances is a service; one that is not here does not exist.
     pub services: BTreeMap<ServiceKey, Arc<SourceService>>,
+    /// Every workload that can be dialled at its own address, whether or not a service leads to it, by
+    /// [`ServiceKey::of_workload`]. Only of sources that know them (Kubernetes).
+    pub workloads: Arc<BTreeMap<ServiceKey, Arc<Workload>>>,
+    /// Addresses that belong to the mesh because the source says so, beside the configured ones.
+    pub ranges: Arc<BTreeSet<IpNet>>,
     /// How far the snapshot can be trusted.
     pub sync: Sync,
     /// What is wrong with single parts (a file, a service) while the rest is read well; at most [`MAX_FAULTS`].
@@ -93,8 +100,22 @@ pub struct SourceService {
     /// Complete DNS names beyond `<name>.<namespace>.mesh`, lower case, no final dot: `orders.service.consul`,
     /// `orders.service.dc1.consul`, `orders.virtual.consul`.
     pub names: Vec<String>,
+    /// Which of its instances a client is led to.
+    pub reach: Reach,
     /// Its workloads, sorted by `id`.
     pub instances: Vec<Instance>,
+}
+
+/// Which instances of a service a client is led to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// All alike, unless a policy prefers some.
+    #[default]
+    All,
+    /// Those of its own zone as long as there are any, unless a policy says otherwise.
+    OwnZone,
+    /// Those of its own node, and no other.
+    OwnNode,
 }
 
 /// A port of a service.
@@ -115,7 +136,8 @@ pub struct Instance {
     pub id: String,
     /// Where it listens. Host names are the source's to resolve.
     pub address: IpAddr,
-    /// Service port -> port at `address`; key 0 holds for every service port that is not listed.
+    /// Service port -> port at `address`; key 0 holds for every service port that is not listed. Empty: each port leads to
+    /// itself.
     pub ports: BTreeMap<u16, u16>,
     /// Relative share of traffic, 1 to 65,535.
     pub weight: u32,
@@ -127,8 +149,33 @@ pub struct Instance {
     pub region: String,
     /// May be empty.
     pub zone: String,
-    /// What policies select workloads by; at most 64.
-    pub labels: BTreeMap<String, String>,
+    /// The node that it runs on; may be empty. For [`Reach::OwnNode`].
+    pub node: Arc<str>,
+    /// What policies select workloads by; at most 64. Shared, because a pod is an instance of several services.
+    pub labels: Arc<BTreeMap<String, String>>,
+}
+
+/// A workload that its source knows by itself: a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// [`ServiceKey::of_workload`].
+    pub key: ServiceKey,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The SPIFFE id that the source vouches for. `None`: it has no sidecar, and is dialled in plaintext.
+    pub identity: Option<String>,
+    /// May be empty.
+    pub region: String,
+    /// May be empty.
+    pub zone: String,
+    /// The node that it runs on; may be empty.
+    pub node: Arc<str>,
+    /// What policies select workloads by.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// What its host asks of it, which passes whatever policies say. Only where it has a sidecar.
+    pub probes: Vec<v1::Probe>,
+    /// It was told to end.
+    pub terminating: bool,
 }
 
 /// `<name>.<namespace>`, lower case: the key of a service in the catalog and the name of its resource.
@@ -137,10 +184,15 @@ pub struct Instance {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey(Arc<str>);
 
+/// Bytes of a name: that of a pod (253, RFC 1123) and its suffix.
+const MAX_NAME: usize = 260;
+/// Behind the name of a workload. `_` is in no name of a Kubernetes object.
+const WORKLOAD_SUFFIX: &str = "._pod";
+
 /// Why a name cannot be a service's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` cannot name a service: a name is 1 to 200 letters, digits, `-`, `_` and inner dots, a namespace 1 to 63 letters, digits and `-`"
+    "`{0}` cannot name a service: a name is 1 to 260 letters, digits, `-`, `_` and inner dots, a namespace 1 to 63 letters, digits and `-`"
 )]
 pub struct InvalidServiceKey(String);
 
@@ -153,7 +205,7 @@ impl ServiceKey {
         let label = |s: &str, also: &[u8]| {
             !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || also.contains(&b))
         };
-        let valid = name.len() <= 200
+        let valid = name.len() <= MAX_NAME
             && namespace.len() <= 63
             && name.split('.').all(|part| label(part, b"-_"))
             && label(namespace, b"-");
@@ -164,6 +216,17 @@ impl ServiceKey {
             let text: String = format!("{name}.{namespace}").escape_debug().take(300).collect();
             Err(InvalidServiceKey(text))
         }
+    }
+
+    /// The name of a workload that is dialled at its own address: `<workload>._pod.<namespace>`. No service has such a name
+    /// ([`ServiceKey::is_workload`]), so that none can take a workload's place.
+    pub fn of_workload(name: &str, namespace: &str) -> Result<Self, InvalidServiceKey> {
+        Self::new(&format!("{name}{WORKLOAD_SUFFIX}"), namespace)
+    }
+
+    /// Whether it names a workload.
+    pub fn is_workload(&self) -> bool {
+        self.name().ends_with(WORKLOAD_SUFFIX)
     }
 
     /// Parses `<name>.<namespace>`; a bare name is in namespace `default`.
@@ -212,9 +275,12 @@ mod tests {
         assert_eq!((key.as_str(), key.name(), key.namespace()), ("orders.shop", "orders", "shop"));
         assert_eq!(ServiceKey::parse("web").unwrap().as_str(), "web.default");
         assert_eq!(ServiceKey::parse("a.b.c").unwrap().name(), "a.b");
+        let pod = ServiceKey::of_workload("web-0", "shop").unwrap();
+        assert_eq!((pod.as_str(), pod.namespace()), ("web-0._pod.shop", "shop"));
+        assert!(pod.is_workload() && !key.is_workload());
         for bad in ["", ".", "a.", ".a", "a..b", "../x", "a b", "a\n.b", "a.b_c"] {
             assert!(ServiceKey::parse(bad).is_err(), "{bad:?}");
         }
-        assert!(ServiceKey::new(&"a".repeat(201), "b").is_err());
+        assert!(ServiceKey::new(&"a".repeat(261), "b").is_err());
     }
 }

@@ -24,7 +24,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync};
+use super::{
+    Fault, Instance, MAX_FAULTS, Reach, ServiceKey, ServicePort, Snapshot, Source, SourceService, Sync,
+};
 use crate::addresses::is_virtual;
 use crate::policies::resolver::Resolution;
 
@@ -238,7 +240,8 @@ impl Externals {
             identity: external.identity.clone(),
             region: String::new(),
             zone: zone.to_owned(),
-            labels: BTreeMap::new(),
+            node: Arc::default(),
+            labels: Arc::default(),
         };
         let mut instances: BTreeMap<IpAddr, Instance> = BTreeMap::new();
         match &external.endpoints {
@@ -278,6 +281,7 @@ impl Externals {
             protocol: Protocol::Unspecified,
             virtual_addresses: Vec::new(),
             names: external.hosts.iter().map(|host| host.trim_end_matches('.').to_owned()).collect(),
+            reach: Reach::default(),
             instances,
         }
     }

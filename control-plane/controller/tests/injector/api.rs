@@ -79,7 +79,7 @@ impl FakeApi {
                 let lines: String = log.borrow()[at..length]
                     .iter()
                     .filter(|(of, _)| *of == collection)
-                    .map(|(_, event)| format!("{event}\n"))
+                    .flat_map(|(_, event)| [event.to_string(), "\n".to_owned()])
                     .collect();
                 Some((Ok::<_, std::io::Error>(Bytes::from(lines)), (log, length)))
             });
@@ -111,13 +111,12 @@ async fn list_secrets(State(api): State<FakeApi>, Query(query): Query<BTreeMap<S
 
 async fn get_namespace(State(api): State<FakeApi>, Path(name): Path<String>) -> Response {
     let objects = api.0.objects.lock().unwrap();
-    match objects.get(&("namespaces", name)) {
-        Some(namespace) => Json(namespace.clone()).into_response(),
-        None => {
-            let status = json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound",
-                "message": "no such namespace", "code": 404 });
-            (StatusCode::NOT_FOUND, Json(status)).into_response()
-        }
+    if let Some(namespace) = objects.get(&("namespaces", name)) {
+        Json(namespace.clone()).into_response()
+    } else {
+        let status = json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound",
+            "message": "no such namespace", "code": 404 });
+        (StatusCode::NOT_FOUND, Json(status)).into_response()
     }
 }
 

@@ -1,6 +1,12 @@
 //! The injector as a whole: its TLS port, its certificate and its namespaces from an API over HTTP. The cases are those of a
 //! hostile or broken client of a webhook.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails a test")]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "a case reads better without a reference to each piece of JSON"
+)]
+
 mod api;
 
 use std::sync::Arc;

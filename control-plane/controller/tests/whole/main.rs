@@ -6,9 +6,14 @@
     reason = "what fails here fails a test"
 )]
 
+mod access;
 mod claims;
 mod discovery;
+#[path = "../../src/sources/kubernetes/fake.rs"]
+#[allow(dead_code, reason = "the source's own tests use the rest")]
+mod fake;
 mod harness;
+mod kubernetes;
 mod policies;
 mod replicas;
 mod signing;

@@ -1,18 +1,13 @@
 //! `AccessPolicy`.
 
 use super::{Problems, labels, names, rule_name};
+use crate::bounds::{
+    MAX_BURST, MAX_CONDITIONS, MAX_ENTRIES, MAX_LABELS, MAX_LIMITS, MAX_OPERATIONS, MAX_RULES,
+};
 use crate::kinds::{
     AccessPolicy, AccessTargetKind, HeaderConditionType, Limit, LimitPer, MatchType, Operation,
     PathMatchType, Source,
 };
-
-/// Rules, limits of one policy.
-const MAX_RULES: usize = 256;
-const MAX_LIMITS: usize = 32;
-/// Entries of `from`, of `to`, and of the lists in them.
-const MAX_ENTRIES: usize = 256;
-/// Requests at once.
-const MAX_BURST: u32 = 10_000_000;
 
 pub(super) fn check(out: &mut Problems, spec: &AccessPolicy) {
     target(out, spec);
@@ -61,6 +56,10 @@ fn target(out: &mut Problems, spec: &AccessPolicy) {
         (false, _) => out.error("spec.targetRef.labels", format!("is for kind Workload, not for {kind:?}")),
         (true, _) => {}
     }
+    if target.labels.len() > MAX_LABELS {
+        let message = format!("has {} entries: at most {MAX_LABELS} are taken", target.labels.len());
+        out.error("spec.targetRef.labels", message);
+    }
     if target.port == Some(0) {
         out.error("spec.targetRef.port", "0 is not 1 to 65535");
     }
@@ -94,13 +93,18 @@ fn limit(out: &mut Problems, at: &str, limit: &Limit) {
     to(out, &format!("{at}.to"), limit.to.as_deref());
 }
 
-/// Checks each entry of a list that must not be there and empty.
-fn each<T>(out: &mut Problems, path: &str, list: Option<&Vec<T>>, check: impl Fn(&T) -> Result<(), String>) {
+/// Checks each entry of a list that must not be there and empty, and has at most `max` entries.
+fn each<T>(
+    out: &mut Problems,
+    path: &str,
+    (list, max): (Option<&Vec<T>>, usize),
+    check: impl Fn(&T) -> Result<(), String>,
+) {
     let Some(list) = list else { return };
     if list.is_empty() {
         out.error(path, EMPTY_SELECTOR);
     }
-    out.at_most(path, list, MAX_ENTRIES);
+    out.at_most(path, list, max);
     for (number, entry) in list.iter().enumerate() {
         out.take(format!("{path}[{number}]"), check(entry));
     }
@@ -119,7 +123,7 @@ fn from(out: &mut Problems, path: &str, from: Option<&[Source]>) {
         if *source == Source::default() {
             out.error(&at, EMPTY_SELECTOR);
         }
-        each(out, &format!("{at}.identities"), source.identities.as_ref(), |identity| {
+        each(out, &format!("{at}.identities"), (source.identities.as_ref(), MAX_ENTRIES), |identity| {
             names::identity_pattern(identity)
         });
         for (index, identity) in source.identities.iter().flatten().enumerate() {
@@ -133,11 +137,16 @@ fn from(out: &mut Problems, path: &str, from: Option<&[Source]>) {
                 out.warn(format!("{at}.identities[{index}]"), message);
             }
         }
-        each(out, &format!("{at}.namespaces"), source.namespaces.as_ref(), |name| names::namespace(name));
-        each(out, &format!("{at}.serviceAccounts"), source.service_accounts.as_ref(), |account| {
-            names::service_account(account)
+        each(out, &format!("{at}.namespaces"), (source.namespaces.as_ref(), MAX_ENTRIES), |name| {
+            names::namespace(name)
         });
-        each(out, &format!("{at}.cidrs"), source.cidrs.as_ref(), |cidr| names::cidr(cidr));
+        each(
+            out,
+            &format!("{at}.serviceAccounts"),
+            (source.service_accounts.as_ref(), MAX_ENTRIES),
+            |account| names::service_account(account),
+        );
+        each(out, &format!("{at}.cidrs"), (source.cidrs.as_ref(), MAX_ENTRIES), |cidr| names::cidr(cidr));
         let named =
             source.identities.is_some() || source.namespaces.is_some() || source.service_accounts.is_some();
         if source.unauthenticated && named {
@@ -152,21 +161,25 @@ fn to(out: &mut Problems, path: &str, to: Option<&[Operation]>) {
     if to.is_empty() {
         out.error(path, EMPTY_SELECTOR);
     }
-    out.at_most(path, to, MAX_ENTRIES);
+    out.at_most(path, to, MAX_OPERATIONS);
     for (number, operation) in to.iter().enumerate() {
         let at = format!("{path}[{number}]");
         if *operation == Operation::default() {
             out.error(&at, EMPTY_SELECTOR);
         }
-        each(out, &format!("{at}.ports"), operation.ports.as_ref(), |port| {
+        each(out, &format!("{at}.ports"), (operation.ports.as_ref(), MAX_ENTRIES), |port| {
             if *port == 0 { Err("0 is not 1 to 65535".to_owned()) } else { Ok(()) }
         });
-        each(out, &format!("{at}.methods"), operation.methods.as_ref(), |method| names::method(method));
-        each(out, &format!("{at}.paths"), operation.paths.as_ref(), |path| match path.kind {
-            PathMatchType::RegularExpression => names::expression(&path.value),
-            PathMatchType::Exact | PathMatchType::PathPrefix => names::path(&path.value),
+        each(out, &format!("{at}.methods"), (operation.methods.as_ref(), MAX_ENTRIES), |method| {
+            names::method(method)
         });
-        each(out, &format!("{at}.headers"), operation.headers.as_ref(), |header| {
+        each(out, &format!("{at}.paths"), (operation.paths.as_ref(), MAX_OPERATIONS), |path| {
+            match path.kind {
+                PathMatchType::RegularExpression => names::expression(&path.value),
+                PathMatchType::Exact | PathMatchType::PathPrefix => names::path(&path.value),
+            }
+        });
+        each(out, &format!("{at}.headers"), (operation.headers.as_ref(), MAX_CONDITIONS), |header| {
             names::header(&header.name)?;
             match (header.kind, &header.value) {
                 (HeaderConditionType::Present, None) => Ok(()),
@@ -178,7 +191,7 @@ fn to(out: &mut Problems, path: &str, to: Option<&[Operation]>) {
                 (HeaderConditionType::RegularExpression, Some(value)) => names::expression(value),
             }
         });
-        each(out, &format!("{at}.grpc"), operation.grpc.as_ref(), |grpc| {
+        each(out, &format!("{at}.grpc"), (operation.grpc.as_ref(), MAX_CONDITIONS), |grpc| {
             super::route::grpc_method(grpc.kind.unwrap_or(MatchType::Exact), grpc)
         });
     }

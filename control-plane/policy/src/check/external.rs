@@ -1,14 +1,9 @@
 //! `ExternalService`.
 
 use super::{Problems, names};
+use crate::bounds::{MAX_ENDPOINTS, MAX_HOSTS, MAX_ZONE};
 use crate::kinds::ExternalService;
 use crate::tree::shown;
-
-/// Hosts, ports of one service.
-const MAX_HOSTS: usize = 64;
-const MAX_PORTS: usize = 64;
-/// Endpoints of one service.
-const MAX_ENDPOINTS: usize = 1000;
 
 pub(super) fn check(out: &mut Problems, name: &str, spec: &ExternalService) {
     if !names::is_label(name) {
@@ -45,6 +40,10 @@ pub(super) fn check(out: &mut Problems, name: &str, spec: &ExternalService) {
             if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
                 out.error(format!("{at}.address"), format!("{address} is no address of another host"));
             }
+            if let Some(zone) = endpoint.zone.as_ref().filter(|zone| zone.len() > MAX_ZONE) {
+                let message = format!("has {} bytes: at most {MAX_ZONE} are taken", zone.len());
+                out.error(format!("{at}.zone"), message);
+            }
         }
         let addresses = endpoints.iter().enumerate();
         out.unique(addresses.map(|(number, one)| (format!("spec.endpoints[{number}].address"), one.address)));
@@ -58,7 +57,7 @@ fn ports(out: &mut Problems, spec: &ExternalService) {
     if spec.ports.is_empty() {
         out.error("spec.ports", "is empty: write the ports that workloads dial");
     }
-    out.at_most("spec.ports", &spec.ports, MAX_PORTS);
+    out.at_most("spec.ports", &spec.ports, MAX_HOSTS);
     for (number, port) in spec.ports.iter().enumerate() {
         let at = format!("spec.ports[{number}]");
         if port.port == 0 {

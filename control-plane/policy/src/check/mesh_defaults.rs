@@ -1,12 +1,8 @@
 //! `MeshDefaults`.
 
 use super::{Problems, names};
+use crate::bounds::MAX_PROBES;
 use crate::kinds::MeshDefaults;
-
-/// Probes of one object.
-const MAX_PROBES: usize = 64;
-/// Networks of one probe.
-const MAX_NODES: usize = 64;
 
 pub(super) fn check(out: &mut Problems, name: &str, spec: &MeshDefaults) {
     if name != "default" {
@@ -44,7 +40,7 @@ pub(super) fn check(out: &mut Problems, name: &str, spec: &MeshDefaults) {
             Some(method) => out.take(format!("{at}.method"), names::method(method)),
             None => {}
         }
-        out.at_most(&format!("{at}.nodes"), &probe.nodes, MAX_NODES);
+        out.at_most(&format!("{at}.nodes"), &probe.nodes, MAX_PROBES);
         for (index, node) in probe.nodes.iter().enumerate() {
             out.take(format!("{at}.nodes[{index}]"), names::cidr(node));
         }

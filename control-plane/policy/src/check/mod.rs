@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
 
+use crate::bounds::MAX_RULE_NAME;
 use crate::kinds::PolicyTest;
 use crate::object::{Object, Spec};
 use crate::tree::{field_text, shown};
@@ -93,8 +94,6 @@ impl Problems {
 
 /// Problems of one object that are told: an object of nothing but problems must not take memory for each.
 const MAX_PROBLEMS: usize = 200;
-/// Bytes of a name that people give to rules and limits.
-const MAX_RULE_NAME: usize = 63;
 /// Bytes of all annotations together, as Kubernetes has it.
 const MAX_ANNOTATIONS: usize = 256 << 10;
 

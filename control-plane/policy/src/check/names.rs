@@ -6,6 +6,10 @@ use ipnet::IpNet;
 use outrigger_core::headers::is_token_byte;
 use outrigger_core::matching::Pattern;
 
+use crate::bounds::{
+    MAX_HEADER_NAME, MAX_HEADER_VALUE, MAX_IDENTITY, MAX_LABEL, MAX_METHOD, MAX_PATH, MAX_SERVICE,
+    MAX_SUBDOMAIN,
+};
 use crate::tree::shown;
 
 pub(crate) const LABEL: &str =
@@ -17,17 +21,6 @@ pub(crate) const QUALIFIED: &str =
 pub(crate) const LABEL_VALUE: &str =
     "at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends";
 const SERVICE: &str = "lower-case letters, digits, `-`, `_` and `.`, at most 200";
-
-/// Bytes of a service's name.
-const MAX_SERVICE: usize = 200;
-/// Bytes of a path or an expression.
-const MAX_PATH: usize = 1024;
-/// Bytes of a header's name.
-const MAX_HEADER_NAME: usize = 256;
-/// Bytes of a header's value.
-const MAX_HEADER_VALUE: usize = 4096;
-/// Bytes of a SPIFFE id (SPIFFE-ID, 2.3, allows more).
-const MAX_IDENTITY: usize = 1024;
 
 /// The text of a fault: what it is, and what it should be.
 pub(crate) fn not_a(text: &str, what: &str, rule: &str) -> String {
@@ -60,17 +53,18 @@ fn lower(byte: u8) -> bool {
 
 /// RFC 1123, as Kubernetes has it.
 pub(crate) fn is_label(text: &str) -> bool {
-    text.len() <= 63 && bounded_by_alphanumeric(text, |byte| byte == b'-', lower)
+    text.len() <= MAX_LABEL && bounded_by_alphanumeric(text, |byte| byte == b'-', lower)
 }
 
 /// RFC 1123, as Kubernetes has it.
 pub(crate) fn is_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(|part| bounded_by_alphanumeric(part, |byte| byte == b'-', lower))
+    text.len() <= MAX_SUBDOMAIN
+        && text.split('.').all(|part| bounded_by_alphanumeric(part, |byte| byte == b'-', lower))
 }
 
 /// A DNS name, whose labels are bounded.
 pub(crate) fn is_dns_name(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_label)
+    text.len() <= MAX_SUBDOMAIN && text.split('.').all(is_label)
 }
 
 /// The name of a label or an annotation.
@@ -171,7 +165,7 @@ pub(crate) fn cidr(text: &str) -> Result<(), String> {
 /// A method, as it stands in a request.
 pub(crate) fn method(text: &str) -> Result<(), String> {
     let upper = text.to_ascii_uppercase();
-    if !is_token(text) || text.len() > 32 {
+    if !is_token(text) || text.len() > MAX_METHOD {
         return Err(not_a(text, "method", "a word, as in GET"));
     }
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];

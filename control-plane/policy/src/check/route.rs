@@ -1,8 +1,8 @@
 //! `HTTPRoute` and `GRPCRoute`, but for their filters: the Gateway API's own rules, which a cluster's API server checks and nobody
 //! else does elsewhere, and the fields that are not supported.
 
-use super::traffic::MAX_ATTEMPTS;
 use super::{Problems, filters, names};
+use crate::bounds::MAX_ATTEMPTS;
 use crate::fields::refusal;
 use crate::kinds::{
     BackendObjectReference, BackendRef, GrpcMethodMatch, GrpcRoute, HeaderMatch, HttpFilterType, HttpMatch,

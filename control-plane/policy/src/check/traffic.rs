@@ -1,24 +1,12 @@
 //! `TrafficPolicy`.
 
 use super::{Problems, names};
+use crate::bounds::{MAX_ATTEMPTS, MAX_BODY, MAX_COUNT, MAX_HASH_KEYS, MAX_HEDGES, MAX_RETRY_ON, MAX_ROW};
 use crate::kinds::{
     Algorithm, CircuitBreaker, Fault, HashKey, HealthCheck, LoadBalancer, Retry, Timeouts, TrafficPolicy,
     TrafficTargetKind,
 };
 use crate::value::{RetryOn, Span};
-
-/// Tries beside the first one: with more, a failing service is called more than it can bear.
-pub(super) const MAX_ATTEMPTS: u32 = 10;
-/// Tries at once beside the first one.
-const MAX_HEDGES: u32 = 5;
-/// Bytes of a request's body that are kept: per request, at every client.
-const MAX_BODY: u32 = 16 << 20;
-/// Of counts that have no narrower bound.
-const MAX_COUNT: u32 = 1_000_000;
-/// Keys that are tried one after the other.
-const MAX_HASH_KEYS: usize = 16;
-/// In a row.
-const MAX_ROW: u32 = 100;
 
 pub(super) fn check(out: &mut Problems, namespace: &str, spec: &TrafficPolicy) {
     target(out, namespace, spec);
@@ -184,6 +172,7 @@ fn check_retry(out: &mut Problems, retry: &Retry) {
                 "is empty: leave it out for the usual, or write `attempts: 0` for no retry",
             );
         }
+        out.at_most("spec.retry.on", on, MAX_RETRY_ON);
         out.unique(on.iter().enumerate().map(|(number, one)| (format!("spec.retry.on[{number}]"), *one)));
         let ignored = |one: &&RetryOn| matches!(one, RetryOn::Status(status) if *status < 500);
         if let Some(one) = on.iter().find(ignored)

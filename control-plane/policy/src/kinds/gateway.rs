@@ -5,6 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::MAX_PATH;
+use crate::schema::rules::cel;
 use crate::value::Span;
 
 /// A field that is known and not supported, whatever it says.
@@ -510,15 +512,23 @@ pub struct GrpcMatch {
 /// A gRPC method; at least one of `service` and `method`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel(&[
+    (
+        "has(self.service) || has(self.method)",
+        "has neither `service` nor `method`",
+    ),
+])))]
 pub struct GrpcMethodMatch {
     /// Exact where it is left out.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<MatchType>,
     /// `package.Service`; left out: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_PATH))]
     pub service: Option<String>,
     /// Left out: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_PATH))]
     pub method: Option<String>,
 }
 

@@ -44,6 +44,8 @@ pub enum ConditionReason {
     ResolvedRefs,
     /// A backend does not exist, or not yet.
     BackendNotFound,
+    /// A backend is of another namespace, which does not grant it.
+    RefNotPermitted,
     /// A reference is to a kind that is not supported.
     InvalidKind,
     /// A part of it has no effect here.

@@ -153,7 +153,7 @@ pub(crate) fn services(
 
 fn read<'a>(key: &'a Key, stored: &'a Stored, services: &Services) -> Option<Read<'a>> {
     let origin = key.to_string();
-    let mut reader = Reader { services, namespace: &key.namespace, origin: &origin, faults: Vec::new() };
+    let mut reader = Reader { services, route: key, origin: &origin, faults: Vec::new() };
     let (parents, rules) = match &stored.object.spec {
         Spec::HttpRoute(route) => (&route.parent_refs, reader.http(&route.rules)),
         Spec::GrpcRoute(route) => (&route.parent_refs, reader.grpc(&route.rules)),

@@ -10,6 +10,7 @@ use super::condition::ConditionReason;
 use super::layers::Layer;
 use super::services::Services;
 use super::traffic::{BACKOFF, BUDGET_FLOOR, BUDGET_PERCENT, MAX_BACKOFF, MAX_BODY};
+use crate::kind::Key;
 use crate::kinds::{
     BackendObjectReference, BackendRef, GrpcFilter, GrpcMatch, GrpcMethodMatch, GrpcRule, HeaderMatch,
     HeaderModifier, HttpFilter, HttpHeader, HttpMatch, HttpRetry, HttpRule, MatchType, PathMatch,
@@ -28,9 +29,8 @@ pub(crate) struct Rule {
 /// Reads the rules of one route.
 pub(crate) struct Reader<'a> {
     pub(crate) services: &'a Services,
-    /// The route's.
-    pub(crate) namespace: &'a str,
-    /// The route, for the origins.
+    pub(crate) route: &'a Key,
+    /// The route's key, for the origins.
     pub(crate) origin: &'a str,
     /// References that lead nowhere.
     pub(crate) faults: Vec<(ConditionReason, String)>,
@@ -90,9 +90,9 @@ impl Reader<'_> {
 
     /// A backend of weight 1.
     fn backend(&mut self, reference: &BackendObjectReference) -> v1::Backend {
-        let namespace = reference.namespace.as_deref().unwrap_or(self.namespace);
+        let namespace = reference.namespace.as_deref().unwrap_or(&self.route.namespace);
         let service = format!("{}.{namespace}", reference.name);
-        let fault = self.fault_of(reference, &service);
+        let fault = self.fault_of(reference, namespace, &service);
         if let Some(fault) = &fault
             && !self.faults.contains(fault)
         {
@@ -110,12 +110,21 @@ impl Reader<'_> {
     fn fault_of(
         &self,
         reference: &BackendObjectReference,
+        namespace: &str,
         service: &str,
     ) -> Option<(ConditionReason, String)> {
         let group = reference.group.as_deref().unwrap_or_default();
         let kind = reference.kind.as_deref().unwrap_or("Service");
         if !matches!(group, "" | "core") || kind != "Service" {
             return Some((ConditionReason::InvalidKind, format!("{kind} {service} is not a Service")));
+        }
+        // Before the lookup: who may not refer to a service is not told whether there is one.
+        if !self.services.permit(self.route, namespace, &reference.name) {
+            let message = format!(
+                "no ReferenceGrant in namespace {namespace} lets {}s of namespace {} refer to service {service}",
+                self.route.kind, self.route.namespace
+            );
+            return Some((ConditionReason::RefNotPermitted, message));
         }
         let Some(port) = reference.port else {
             return Some((

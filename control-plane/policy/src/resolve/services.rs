@@ -1,13 +1,17 @@
 //! Which services and ports there are, for everything that refers to one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::external::External;
-use crate::catalog::Catalog;
+use crate::catalog::{self, Catalog, Grant};
+use crate::kind::Key;
 
 /// The services of the catalog and of `ExternalService`s, by `<name>.<namespace>`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Services(BTreeMap<String, Ports>);
+pub(crate) struct Services {
+    ports: BTreeMap<String, Ports>,
+    grants: Option<BTreeSet<Grant>>,
+}
 
 /// A service's ports.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,11 +37,17 @@ impl Services {
             (external.service.clone(), Ports { any: false, listed: listed.collect() })
         });
         // The catalog's win: an ExternalService of the same name is not accepted.
-        Self(of_externals.chain(of_catalog).collect())
+        let ports = of_externals.chain(of_catalog).collect();
+        Self { ports, grants: catalog.grants.clone() }
     }
 
     pub(crate) fn get(&self, service: &str) -> Option<&Ports> {
-        self.0.get(service)
+        self.ports.get(service)
+    }
+
+    /// Whether a route may name the Service as a backend.
+    pub(crate) fn permit(&self, route: &Key, namespace: &str, name: &str) -> bool {
+        catalog::permits(self.grants.as_ref(), route.kind, &route.namespace, namespace, name)
     }
 
     /// Why there is no such service, or no such port of it.

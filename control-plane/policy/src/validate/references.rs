@@ -182,6 +182,13 @@ fn backend(
     let (true, Some(number)) = (is_service, reference.port) else { return };
     let of = reference.namespace.as_deref().unwrap_or(namespace);
     let service = format!("{}.{of}", reference.name);
+    if !world.catalog.permits(report.key.kind, namespace, of, &reference.name) {
+        let message = format!(
+            "no ReferenceGrant in namespace {of} lets it refer to service {service}: its share of the requests gets 500"
+        );
+        report.warn(at, message);
+        return;
+    }
     let Some(known) = world.service(of, &reference.name) else {
         let message = missing_service(world, of, &reference.name);
         report.warn(at, format!("{message}: its share of the requests gets 500"));

@@ -26,6 +26,8 @@ root = "{}"
 state = "{}"
 [grpc]
 address = "{}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{}"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{PAUSE}"
 # Without CAP_SYS_RESOURCE the kernel refuses a negative score, and runc fails with it.
@@ -42,6 +44,7 @@ runtime_type = "io.containerd.runc.v2"
         root.display(),
         state.display(),
         socket.display(),
+        home.join("opt").display(),
     )
 }
 
@@ -56,6 +59,7 @@ pub(super) fn kubelet(home: &Path) -> String {
         "clusterDNS": ["10.96.0.10"],
         "clusterDomain": "cluster.local",
         "resolvConf": home.join("resolv.conf"),
+        "volumePluginDir": home.join("volume-plugins"),
         "podLogsDir": home.join("pod-logs"),
         // Groups of containers only, below the suite's own: the machine's other groups are left alone.
         "cgroupRoot": format!("/{}", cgroups::name(sandbox::get().outside)),

@@ -23,9 +23,10 @@ const PROGRAMS: [(&str, &str); 4] = [
 const PLUGINS: &str = "/usr/lib/cni";
 /// The ones that the node uses.
 const USED_PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
-/// State of programs that cannot be told to keep it elsewhere: libcni's results, the kubelet's links to logs. An empty folder each
+/// State of programs that cannot be told to keep it elsewhere, or whose users look for it here: libcni's results, the kubelet's
+/// plugins and links to logs. An empty folder each
 /// is all that stays of it on the machine.
-const STATE: [&str; 4] = ["/var/lib/cni", "/var/log/containers", "/etc/cni", "/opt/cni"];
+const STATE: [&str; 5] = ["/var/lib/cni", "/var/lib/kubelet", "/var/log/containers", "/etc/cni", "/opt/cni"];
 /// What the kubelet wants of the kernel, and sets for the whole machine where it finds something else. It finds what it wants.
 const WANTED: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),

@@ -223,7 +223,6 @@ async fn start_kubelet(cluster: &Cluster, home: &Path) -> anyhow::Result<Process
     let mut command = Command::new(sandbox::get().tool("kubelet")?);
     command.arg("--kubeconfig").arg(cluster.write_kubeconfig(NODE, NODE)?);
     command.arg("--config").arg(home.join("kubelet.yaml"));
-    command.arg("--root-dir").arg(home.join("kubelet"));
     command.args(["--hostname-override", NAME, "--node-ip", &format!("{},{}", host.v4(), host.v6())]);
     host.spawn("kubelet", command).await
 }

@@ -80,7 +80,7 @@ impl Balancer {
     fn make_on_port(&self, port: u16) -> OnPort {
         let endpoints = self.snapshot.as_ref().map_or(&[][..], |snapshot| &snapshot.endpoints);
         let (group, circuits) = self.live.on_port(port, endpoints);
-        let serves = |at: &usize| self.slots[*at].endpoint.socket_address(port).is_some();
+        let serves = |at: &usize| self.slots[*at].endpoint.takes_part(port);
         let serving: Vec<usize> = (0..self.slots.len()).filter(serves).collect();
         let mut subset = serving.clone();
         let hashes = self.policy.algorithm.hashes();

@@ -176,6 +176,7 @@ pub(super) fn tier(health: Health) -> u8 {
     match health {
         Health::Healthy | Health::Degraded => 0,
         Health::Draining => 1,
-        Health::Unhealthy => 2,
+        // Unready ones are left out before tiers count.
+        Health::Unhealthy | Health::Unready => 2,
     }
 }

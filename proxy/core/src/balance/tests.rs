@@ -299,6 +299,10 @@ fn worse_tiers_are_the_last_resort() {
     assert_eq!(picks(&mut balancer, now), ids(&["e1", "e2"]));
     let mut balancer = all([Health::Unhealthy; 3]);
     assert_eq!(picks(&mut balancer, now), ids(&["e1", "e2", "e3"]));
+    let mut balancer = all([Health::Unready, Health::Unhealthy, Health::Unready]);
+    assert_eq!(picks(&mut balancer, now), ids(&["e2"]));
+    let mut balancer = all([Health::Unready; 3]);
+    assert_eq!(picks(&mut balancer, now), ids(&[]), "not even as the last resort");
 }
 
 #[test]

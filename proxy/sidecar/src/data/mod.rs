@@ -455,7 +455,7 @@ impl Worker {
             let most = self.ctx.config.limits.endpoints_per_service.into();
             let live = self.ctx.lives.of(name);
             let balancer = Balancer::new(&format!("{own} {}", host_name()), most, live.clone())
-                .in_zone(self.ctx.config.zone.as_str().into());
+                .in_zone(self.ctx.inbound.load().zone.as_str().into());
             Rc::new(Shared::new(balancer, live, self.edge(Direction::Outbound, name, None)))
         });
         service.clone()

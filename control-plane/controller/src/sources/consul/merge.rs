@@ -10,10 +10,12 @@ use outrigger_consul as consul;
 
 use crate::sources::{Instance, ServiceKey, SourceService};
 
-/// Makes the service `key` of all its instances. `domain`: of Consul's DNS names.
+/// Makes the service `key` of all its instances. `domain`: of Consul's DNS names; services in the mesh's `default_namespace` have
+/// no namespace in Consul.
 pub(super) fn service<'a>(
     key: &ServiceKey,
     domain: &str,
+    default_namespace: &str,
     instances: impl Iterator<Item = &'a consul::Instance>,
 ) -> SourceService {
     let mut out = BTreeMap::new();
@@ -27,13 +29,14 @@ pub(super) fn service<'a>(
         let id = instance.id.to_string();
         out.insert(id.clone(), endpoint(id, instance));
     }
-    let names = names(key, domain, &datacenters, !virtual_addresses.is_empty());
+    let names = names(key, domain, default_namespace, &datacenters, !virtual_addresses.is_empty());
     SourceService {
         key: key.clone(),
         ports: Vec::new(),
         protocol: protocol(&hints),
         virtual_addresses: virtual_addresses.into_iter().collect(),
         names,
+        reach: crate::sources::Reach::default(),
         instances: out.into_values().collect(),
     }
 }
@@ -56,7 +59,8 @@ fn endpoint(id: String, instance: &consul::Instance) -> Instance {
         identity: None,
         region: instance.region().to_owned(),
         zone: instance.zone.clone().unwrap_or_default(),
-        labels: instance.meta.clone(),
+        node: std::sync::Arc::default(),
+        labels: instance.meta.clone().into(),
     }
 }
 
@@ -76,10 +80,16 @@ fn protocol(hints: &BTreeSet<&str>) -> v1::Protocol {
 }
 
 /// The names that Consul's DNS gives the service.
-fn names(key: &ServiceKey, domain: &str, datacenters: &BTreeSet<&str>, has_virtual: bool) -> Vec<String> {
+fn names(
+    key: &ServiceKey,
+    domain: &str,
+    default_namespace: &str,
+    datacenters: &BTreeSet<&str>,
+    has_virtual: bool,
+) -> Vec<String> {
     let name = key.name();
     let mut names = Vec::new();
-    if key.namespace() == ServiceKey::DEFAULT_NAMESPACE {
+    if key.namespace() == default_namespace {
         names.push(format!("{name}.service.{domain}"));
         names.extend(
             datacenters.iter().map(|dc| format!("{name}.service.{}.{domain}", dc.to_ascii_lowercase())),

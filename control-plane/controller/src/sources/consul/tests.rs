@@ -41,7 +41,7 @@ fn instances_become_a_service() {
     a.virtual_address = Some("240.0.0.1".parse().unwrap());
     let mut b = instance("DC2", "b", "[2001:db8::1]:81");
     b.protocol = Some("http2".into());
-    let service = merge::service(&key, "consul", [&b, &a].into_iter());
+    let service = merge::service(&key, "consul", "default", [&b, &a].into_iter());
     assert_eq!(service.key.as_str(), "web.default");
     assert_eq!(
         service.names,
@@ -61,9 +61,12 @@ fn instances_become_a_service() {
 
     // Instances that contradict each other give no hint.
     a.protocol = Some("tcp".into());
-    assert_eq!(merge::service(&key, "consul", [&a, &b].into_iter()).protocol, v1::Protocol::Unspecified);
+    assert_eq!(
+        merge::service(&key, "consul", "default", [&a, &b].into_iter()).protocol,
+        v1::Protocol::Unspecified
+    );
     let key = ServiceKey::new("web", "shop").unwrap();
-    let service = merge::service(&key, "consul", [&a].into_iter());
+    let service = merge::service(&key, "consul", "default", [&a].into_iter());
     assert_eq!(
         service.names,
         ["web.service.shop.ns.consul", "web.service.shop.ns.dc1.dc.consul", "web.virtual.shop.ns.consul"]
@@ -81,7 +84,7 @@ fn checks_become_health_and_weight() {
         (Health::Maintenance, 10, v1::Health::Draining, 10),
     ] {
         let from = Instance { health, weight, ..instance("dc1", "a", "10.0.0.1:80") };
-        let service = merge::service(&key, "consul", [&from].into_iter());
+        let service = merge::service(&key, "consul", "default", [&from].into_iter());
         let got = &service.instances[0];
         assert_eq!((got.health, got.weight), (want, want_weight), "{health:?} {weight}");
     }

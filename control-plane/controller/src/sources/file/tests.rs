@@ -76,7 +76,8 @@ endpoints: [{address: 10.0.0.1, port: 7}]
             identity: Some("spiffe://t/ns/shop/sa/orders".into()),
             region: "r".into(),
             zone: "b".into(),
-            labels: [("app".to_owned(), "orders".to_owned())].into(),
+            node: Arc::default(),
+            labels: Arc::new([("app".to_owned(), "orders".to_owned())].into()),
         }
     );
     assert_eq!(orders.instances[1].ports, [(80, 8080), (90, 90)].into());

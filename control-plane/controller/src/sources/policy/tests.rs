@@ -28,7 +28,13 @@ fn resolution(revision: u64, specs: &[(&str, Value)]) -> Option<Arc<Resolution>>
             (stored.object.key(), Arc::new(stored))
         })
         .collect();
-    let picture = Picture { revision, policies: Arc::new(policies), sync: Sync::Synced, faults: Vec::new() };
+    let picture = Picture {
+        revision,
+        policies: Arc::new(policies),
+        grants: None,
+        sync: Sync::Synced,
+        faults: Vec::new(),
+    };
     Some(Arc::new(Resolution::new(&picture, Catalog::default())))
 }
 

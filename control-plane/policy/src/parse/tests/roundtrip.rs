@@ -125,7 +125,8 @@ fn instance(schema: &Value) -> BoxedStrategy<Value> {
             (bound("minimum", 0)..=bound("maximum", u32::MAX.into())).prop_map(|number| json!(number)).boxed()
         }
         Some("number") => (1..100_000_u32).prop_map(|number| json!(f64::from(number) / 1000.0)).boxed(),
-        Some("string") if schema.get("pattern").is_some() => (0..=crate::value::Span::MAX_MILLIS)
+        Some("string") if schema.get("pattern").is_some_and(|pattern| pattern == schema::rules::SPAN) => (0
+            ..=crate::value::Span::MAX_MILLIS)
             .prop_map(|millis| json!(crate::value::Span::from_millis(millis)))
             .boxed(),
         Some("string") => text().prop_map(Value::String).boxed(),
@@ -179,7 +180,7 @@ fn any_object() -> BoxedStrategy<Object> {
     let of = |kind: Kind| {
         let schema = schema::json(kind);
         let metadata = instance(&schema["properties"]["metadata"]);
-        let spec = instance(&schema["properties"]["spec"]);
+        let spec = instance(&schema::spec(kind));
         (metadata, spec)
             .prop_map(move |(metadata, spec)| {
                 let document =

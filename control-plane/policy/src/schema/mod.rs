@@ -3,17 +3,19 @@
 //! Both are brought into one plain form, which is what Kubernetes calls structural: no references, no `null`, alternatives of names
 //! as `enum`. Defaults are left out: an API server would write them into objects, and an object should stay what was written.
 
-use std::collections::BTreeMap;
+mod crd;
+pub(crate) mod rules;
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
 use crate::kinds::{
     AccessPolicy, ExternalService, GrpcRoute, HttpRoute, MeshDefaults, PolicyTest, TrafficPolicy,
 };
+
+pub use crd::crd;
 
 /// The JSON schema of an object of the kind.
 pub fn json(kind: Kind) -> Value {
@@ -27,7 +29,7 @@ pub fn json(kind: Kind) -> Value {
             "apiVersion": {"const": kind.api_version()},
             "kind": {"const": kind.name()},
             "metadata": metadata(),
-            "spec": spec(kind),
+            "spec": for_editors(spec(kind)),
             "status": {"description": "The server's; ignored on input.", "type": "object"},
         },
     })
@@ -35,7 +37,7 @@ pub fn json(kind: Kind) -> Value {
 
 /// The JSON schema of a `PolicyTest`.
 pub fn policy_test() -> Value {
-    let mut schema = of::<PolicyTest>();
+    let mut schema = for_editors(of::<PolicyTest>());
     let cases = schema["properties"]["cases"].take();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -50,69 +52,6 @@ pub fn policy_test() -> Value {
             "cases": cases,
         },
     })
-}
-
-/// The `CustomResourceDefinition` of the kind. `None`: the kind is the Gateway API's, which brings its own.
-pub fn crd(kind: Kind) -> Option<String> {
-    if kind.is_gateway_api() {
-        return None;
-    }
-    let (group, version) = kind.api_version().split_once('/').unwrap_or_default();
-    let mut spec = spec(kind);
-    without_closed_objects(&mut spec);
-    let mut schema = json!({
-        "description": description(kind),
-        "type": "object",
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": spec,
-            "status": status(),
-        },
-    });
-    if kind == Kind::MeshDefaults {
-        schema["x-kubernetes-validations"] = json!([{
-            "rule": "self.metadata.name == 'default'",
-            "message": "there is one MeshDefaults in a namespace, of the name `default`",
-        }]);
-    }
-    let mut columns = vec![
-        json!({"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Accepted')].status"}),
-        json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}),
-    ];
-    if matches!(kind, Kind::TrafficPolicy | Kind::AccessPolicy) {
-        columns.insert(0, json!({"name": "Target", "type": "string", "jsonPath": ".spec.targetRef.kind"}));
-        columns.insert(1, json!({"name": "Name", "type": "string", "jsonPath": ".spec.targetRef.name"}));
-    }
-    let definition = json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{}.{group}", kind.plural())},
-        "spec": {
-            "group": group,
-            "names": {
-                "kind": kind.name(),
-                "listKind": format!("{}List", kind.name()),
-                "plural": kind.plural(),
-                "singular": kind.name().to_ascii_lowercase(),
-                "shortNames": [kind.short_name()],
-                "categories": ["outrigger"],
-            },
-            "scope": "Namespaced",
-            "versions": [{
-                "name": version,
-                "served": true,
-                "storage": true,
-                "additionalPrinterColumns": columns,
-                "subresources": {"status": {}},
-                "schema": {"openAPIV3Schema": schema},
-            }],
-        },
-    });
-    // JSON's kinds of values are all kinds of YAML.
-    serde_saphyr::to_string(&Sorted(&definition)).ok()
 }
 
 /// Every field of the kind, as in `spec.rules[].matches[].path.type`.
@@ -133,7 +72,7 @@ fn collect(at: &str, schema: &Value, paths: &mut Vec<String>) {
     }
 }
 
-fn spec(kind: Kind) -> Value {
+pub(crate) fn spec(kind: Kind) -> Value {
     match kind {
         Kind::MeshDefaults => of::<MeshDefaults>(),
         Kind::TrafficPolicy => of::<TrafficPolicy>(),
@@ -144,8 +83,17 @@ fn spec(kind: Kind) -> Value {
     }
 }
 
-fn description(kind: Kind) -> String {
-    spec(kind)["description"].as_str().unwrap_or_default().to_owned()
+/// Without Kubernetes' own words, which nobody else knows.
+fn for_editors(mut schema: Value) -> Value {
+    match &mut schema {
+        Value::Object(object) => {
+            object.retain(|word, _| !word.starts_with("x-kubernetes-"));
+            object.values_mut().for_each(|value| *value = for_editors(value.take()));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| *value = for_editors(value.take())),
+        _ => {}
+    }
+    schema
 }
 
 fn of<T: JsonSchema>() -> Value {
@@ -171,34 +119,6 @@ fn metadata() -> Value {
     })
 }
 
-fn status() -> Value {
-    let text = json!({"type": "string"});
-    json!({
-        "description": "What became of it.",
-        "type": "object",
-        "x-kubernetes-preserve-unknown-fields": true,
-        "properties": {
-            "conditions": {
-                "type": "array",
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-                "items": {
-                    "type": "object",
-                    "required": ["type", "status"],
-                    "properties": {
-                        "type": text,
-                        "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                        "reason": text,
-                        "message": text,
-                        "lastTransitionTime": {"type": "string", "format": "date-time"},
-                        "observedGeneration": {"type": "integer", "format": "int64"},
-                    },
-                },
-            },
-        },
-    })
-}
-
 /// Brings what schemars makes into the plain form.
 fn plain(schema: &mut Value) {
     let Value::Object(object) = schema else {
@@ -213,7 +133,8 @@ fn plain(schema: &mut Value) {
     };
     for word in ["default", "title", "format"] {
         // Fields of these names are inside of `properties`, whose values are objects.
-        if object.get(word).is_some_and(|value| !value.is_object()) {
+        let is_known = |value: &Value| value == "cidr";
+        if object.get(word).is_some_and(|value| !value.is_object() && !is_known(value)) {
             object.remove(word);
         }
     }
@@ -268,37 +189,6 @@ fn enumerate(object: &mut Map<String, Value>, names: &[Value]) {
     object.insert("type".to_owned(), json!("string"));
     object.insert("enum".to_owned(), Value::Array(values));
     object.insert("description".to_owned(), Value::String(description));
-}
-
-/// Kubernetes closes objects itself, and refuses schemas that say so.
-fn without_closed_objects(schema: &mut Value) {
-    match schema {
-        Value::Object(object) => {
-            if object.get("additionalProperties") == Some(&Value::Bool(false)) {
-                object.remove("additionalProperties");
-            }
-            object.values_mut().for_each(without_closed_objects);
-        }
-        Value::Array(list) => list.iter_mut().for_each(without_closed_objects),
-        _ => {}
-    }
-}
-
-/// Writes keys in the order of the alphabet, whatever `serde_json` keeps.
-struct Sorted<'a>(&'a Value);
-
-impl Serialize for Sorted<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Value::Object(object) => {
-                let sorted: BTreeMap<&String, Sorted<'_>> =
-                    object.iter().map(|(key, value)| (key, Sorted(value))).collect();
-                sorted.serialize(serializer)
-            }
-            Value::Array(list) => serializer.collect_seq(list.iter().map(Sorted)),
-            other => other.serialize(serializer),
-        }
-    }
 }
 
 #[cfg(test)]

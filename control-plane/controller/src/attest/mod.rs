@@ -10,6 +10,10 @@ use std::time::SystemTime;
 
 use outrigger_certs::SpiffeId;
 
+mod service_accounts;
+
+pub(crate) use service_accounts::ServiceAccounts;
+
 use crate::tokens::{self, Checked, TokenRefused, Tokens};
 
 /// What an attestor returns: the trait is used as an object, for which plain `async fn`s do not serve yet.
@@ -23,8 +27,8 @@ pub(crate) trait Attestor: Send + Sync {
     /// Proves who bears the token, and changes nothing: what follows may still fail.
     fn attest<'a>(&'a self, token: &'a str, peer: IpAddr) -> Attesting<'a, Attested>;
 
-    /// Whether a still valid leaf of this identity is proof enough for its successor.
-    fn may_renew(&self, identity: &SpiffeId) -> bool;
+    /// Whether a still valid leaf of this identity, on a connection from `peer`, is proof enough for its successor.
+    fn may_renew(&self, identity: &SpiffeId, peer: IpAddr) -> Result<bool, AttestError>;
 
     /// A leaf that ends at `not_after` was signed for this proof and is about to be handed out. An error stops that.
     fn used<'a>(&'a self, attested: &'a Attested, not_after: SystemTime) -> Attesting<'a, ()>;
@@ -74,8 +78,8 @@ impl Attestor for JoinTokens {
         })
     }
 
-    fn may_renew(&self, identity: &SpiffeId) -> bool {
-        self.0.may_renew(identity)
+    fn may_renew(&self, identity: &SpiffeId, _peer: IpAddr) -> Result<bool, AttestError> {
+        Ok(self.0.may_renew(identity))
     }
 
     fn used<'a>(&'a self, attested: &'a Attested, not_after: SystemTime) -> Attesting<'a, ()> {

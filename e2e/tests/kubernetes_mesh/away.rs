@@ -1,0 +1,94 @@
+//! Parts of the control plane are away.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
+use outrigger_e2e::load::{Load, Plan};
+use outrigger_e2e::suite::{Case, case, length};
+
+use crate::world::{APP, LIMIT, MESH, SHOP, World, is_injected};
+
+pub(crate) fn cases() -> Vec<Case<World>> {
+    vec![
+        case(
+            "without the injector labelled namespaces refuse pods, and say why; others notice nothing",
+            injector,
+        ),
+        case("without the controller traffic flows, and new pods wait", controller),
+    ]
+}
+
+fn pod(name: &str, namespace: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, namespace: {namespace}, labels: {{ case: away }} }}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: {APP}
+    args: [--http, "8080"]
+    readinessProbe: {{ httpGet: {{ path: /whoami, port: 8080 }}, periodSeconds: 1 }}
+"#
+    )
+}
+
+async fn scale(world: &World, name: &str, replicas: u32) -> anyhow::Result<()> {
+    world
+        .kubectl(&["scale", &format!("deployment/{name}"), "-n", MESH, &format!("--replicas={replicas}")])
+        .await?;
+    world.rolled_out(MESH, name).await
+}
+
+async fn injector(world: Arc<World>) -> anyhow::Result<()> {
+    scale(&world, "outrigger-injector", 0).await?;
+    let refused = apply(&world.client(), &pod("labelled", SHOP))
+        .await
+        .err()
+        .context("a pod was let in without a sidecar")?;
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains("outrigger"), "the refusal does not say whose it is: {refused}");
+    println!("refused: {refused}");
+    apply(&world.client(), &pod("other", "default")).await?;
+    let pods = Api::<Pod>::namespaced(world.client(), "default");
+    wait_for(&pods, "other", LIMIT, "ready", pod_ready).await?;
+    delete(&world.client(), &pod("other", "default")).await?;
+    scale(&world, "outrigger-injector", 1).await?;
+    apply(&world.client(), &pod("labelled", SHOP)).await?;
+    let pods = Api::<Pod>::namespaced(world.client(), SHOP);
+    wait_for(&pods, "labelled", LIMIT, "ready", pod_ready).await?;
+    ensure!(is_injected(&pods.get("labelled").await?));
+    delete(&world.client(), &pod("labelled", SHOP)).await
+}
+
+async fn controller(world: Arc<World>) -> anyhow::Result<()> {
+    let web = world.web().await?;
+    let target = world.address(SHOP, "orders", 80).await?;
+    let load = Load::start(&web, Plan::new(200, target, "orders", "/whoami"));
+    scale(&world, "outrigger-controller", 0).await?;
+    apply(&world.client(), &pod("waits", SHOP)).await?;
+    let pods = Api::<Pod>::namespaced(world.client(), SHOP);
+    let running = wait_for(&pods, "waits", LIMIT, "its sidecar to run", |pod| {
+        let status =
+            pod.status.as_ref().and_then(|status| status.init_container_statuses.clone()).unwrap_or_default();
+        let proxy = status.iter().find(|one| one.name == "outrigger-proxy").context("no sidecar")?;
+        ensure!(proxy.state.as_ref().is_some_and(|state| state.running.is_some()), "{proxy:?}");
+        Ok(())
+    })
+    .await;
+    running?;
+    tokio::time::sleep(length(5, 60)).await;
+    ensure!(pod_ready(&pods.get("waits").await?).is_err(), "a pod without an identity is ready");
+    scale(&world, "outrigger-controller", 1).await?;
+    wait_for(&pods, "waits", LIMIT, "ready", pod_ready).await?;
+    let outcome = load.stop().await?;
+    println!("without the controller: {outcome}");
+    ensure!(outcome.failed() == 0, "failed requests: {:?}", outcome.failures);
+    delete(&world.client(), &pod("waits", SHOP)).await?;
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Kinds of pods that are easily broken by a sidecar.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
+use outrigger_e2e::suite::{Case, case};
+
+use crate::world::{APP, LIMIT, SHOP, World, is_injected};
+
+pub(crate) fn cases() -> Vec<Case<World>> {
+    vec![
+        case("a Job with a sidecar completes", job),
+        case("an init container of the application's own uses the mesh", init_container),
+        case("a pod opts in alone, and another one out", opting),
+        case("a restricted namespace is told what to do", restricted),
+    ]
+}
+
+/// The command line's image has a client: `demo-load` ends by itself where it is told a number.
+async fn job(world: Arc<World>) -> anyhow::Result<()> {
+    let yaml = format!(
+        r"
+apiVersion: batch/v1
+kind: Job
+metadata: {{ name: once, namespace: {SHOP} }}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      serviceAccountName: web
+      containers:
+      - name: once
+        image: {}
+        args: [schema, AccessPolicy]
+",
+        cli()
+    );
+    apply(&world.client(), &yaml).await?;
+    let jobs = Api::<Job>::namespaced(world.client(), SHOP);
+    wait_for(&jobs, "once", LIMIT, "to complete", |job| {
+        let status = job.status.clone().unwrap_or_default();
+        ensure!(status.failed.unwrap_or_default() == 0, "it failed: {status:?}");
+        ensure!(status.succeeded == Some(1), "{status:?}");
+        Ok(())
+    })
+    .await?;
+    let pods = world.pods(SHOP, "job-name=once").await?;
+    ensure!(pods.iter().all(is_injected), "it had no sidecar");
+    delete(&world.client(), &yaml).await
+}
+
+fn cli() -> String {
+    format!("localhost/outrigger:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The init container ends only once `orders` has answered through the mesh.
+async fn init_container(world: Arc<World>) -> anyhow::Result<()> {
+    let yaml = format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{ name: early, namespace: {SHOP} }}
+spec:
+  serviceAccountName: web
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - name: ask
+    image: {}
+    args: [demo-load, --to, "orders:80", --rate, "5", --requests, "5"]
+  containers:
+  - {{ name: app, image: {APP}, args: [--http, "8080"] }}
+"#,
+        cli()
+    );
+    apply(&world.client(), &yaml).await?;
+    let pods = Api::<Pod>::namespaced(world.client(), SHOP);
+    wait_for(&pods, "early", LIMIT, "ready", pod_ready).await?;
+    delete(&world.client(), &yaml).await
+}
+
+async fn opting(world: Arc<World>) -> anyhow::Result<()> {
+    let pod = |name: &str, namespace: &str, label: &str| {
+        format!(
+            r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, namespace: {namespace}, labels: {{ outrigger.dev/inject: {label} }} }}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {{ name: app, image: {APP}, args: [--http, "8080"] }}
+"#
+        )
+    };
+    let yaml = pod("in", "default", "enabled") + &pod("out", SHOP, "disabled");
+    apply(&world.client(), &yaml).await?;
+    for (namespace, name, injected) in [("default", "in", true), (SHOP, "out", false)] {
+        let pods = Api::<Pod>::namespaced(world.client(), namespace);
+        let ready = wait_for(&pods, name, LIMIT, "ready", pod_ready).await;
+        ready?;
+        ensure!(is_injected(&pods.get(name).await?) == injected, "{name} in {namespace}: not {injected}");
+    }
+    delete(&world.client(), &yaml).await
+}
+
+async fn restricted(world: Arc<World>) -> anyhow::Result<()> {
+    let yaml = format!(
+        r"---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: narrow
+  labels: {{ outrigger.dev/inject: enabled, pod-security.kubernetes.io/enforce: restricted }}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: app, namespace: narrow }}
+spec:
+  containers:
+  - name: app
+    image: {APP}
+    securityContext:
+      runAsNonRoot: true
+      runAsUser: 1000
+      allowPrivilegeEscalation: false
+      capabilities: {{ drop: [ALL] }}
+      seccompProfile: {{ type: RuntimeDefault }}
+"
+    );
+    let refused = apply(&world.client(), &yaml).await.err();
+    let text = format!("{:#}", refused.unwrap_or_else(|| anyhow::anyhow!("it was let in")));
+    ensure!(text.contains("cni.enabled"), "{text}");
+    world.kubectl(&["delete", "namespace", "narrow"]).await?;
+    Ok(())
+}
