@@ -19,7 +19,7 @@ use std::{fmt, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::Empty;
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -28,7 +28,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
-    client::{ConfigExt, UpgradeConnectionError, middleware::AuthLayer},
+    client::{ConfigExt, middleware::AuthLayer},
 };
 use tokio::{io::DuplexStream, sync::OnceCell};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
@@ -104,14 +104,11 @@ impl Cluster {
         let pods = Api::<Pod>::namespaced(self.client.clone(), MESH_NAMESPACE);
         let ports = [port];
         let forwarding = self.patiently(pods.portforward(pod, &ports)).await;
-        let mut forwarder = forwarding.map_err(|error| match error.downcast_ref() {
-            Some(kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::FORBIDDEN))) => {
-                anyhow!(
-                    "the cluster does not let you forward ports: you need `get` and `create` of pods/portforward \
-                     -n {MESH_NAMESPACE}, which the ClusterRole `outrigger-cli` has"
-                )
-            }
-            _ => error.context(format!("forwarding to port {port} of pod {pod}")),
+        let mut forwarder = forwarding.map_err(|error| {
+            let is_forbidden = error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 403);
+            let tried = format!("forwarding to port {port} of pod {pod}");
+            let needed = "; it takes `get` and `create` of pods/portforward there, which the ClusterRole `outrigger-cli` has";
+            error.context(if is_forbidden { tried + needed } else { tried })
         })?;
         let fault = forwarder.take_error(port).context("the forward has no channel for errors")?;
         let stream = forwarder.take_stream(port).context("the forward has no stream")?;

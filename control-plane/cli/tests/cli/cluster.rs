@@ -124,9 +124,10 @@ pub(crate) fn pod(name: &str, account: &str, is_ready: bool) -> Value {
 }
 
 pub(crate) fn failure(code: u16, message: &str) -> Value {
+    let reason = if code == 404 { "NotFound" } else { "Unknown" };
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": "Unknown", "code": code,
+        "message": message, "reason": reason, "code": code,
     })
 }
 
