@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use crate::harness::Bench;
+use crate::harness::{Bench, bring_ca};
 
 /// An API server that reviews tokens and access, and keeps whatever else it is given.
 #[derive(Clone, Default)]
@@ -127,6 +127,7 @@ async fn bench() -> (Server, Bench, tempfile::TempDir) {
     let kubeconfig = directory.path().join("kubeconfig");
     std::fs::write(&kubeconfig, server.start().await).unwrap();
     let bench = Bench::start_with(&[], |config| {
+        bring_ca(config);
         config.kubernetes.enabled = true;
         config.kubernetes.kubeconfig = Some(kubeconfig);
     })

@@ -12,7 +12,7 @@ use outrigger_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, St
 use outrigger_api::v1::certificates_client::CertificatesClient;
 use outrigger_api::v1::workloads_client::WorkloadsClient;
 use outrigger_api::v1::{Announcement, AnnouncementStatus, Claim, SignRequest, SignResponse};
-use outrigger_certs::{Credentials, KeyPair, Leaf, SpiffeId, TrustBundle};
+use outrigger_certs::{CertificateAuthority, Credentials, KeyPair, Leaf, SpiffeId, TrustBundle};
 use outrigger_controller::config::Config;
 use outrigger_controller::controller::Controller;
 use prost::Message;
@@ -33,6 +33,20 @@ pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work)
         .await
         .unwrap_or_else(|_| panic!("{what}: nothing within {DEADLINE:?}"))
+}
+
+/// Gives a controller a CA of its own files: for API servers that keep nothing.
+pub(crate) fn bring_ca(config: &mut Config) {
+    let made = CertificateAuthority::generate(&config.trust_domain().unwrap()).unwrap();
+    std::fs::create_dir_all(&config.data_dir).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = config.data_dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        Some(path)
+    };
+    config.ca.certificate_file = write("brought.pem", &made.certificates);
+    config.ca.key_file = write("brought-key.pem", &made.key);
+    config.ca.roots_file = write("brought-roots.pem", &made.roots);
 }
 
 /// A controller with its directories; it can be stopped and started again on them.

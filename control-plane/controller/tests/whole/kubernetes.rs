@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::fake::{Fake, NODES, PODS, SERVICES, SLICES};
-use crate::harness::{Bench, Discovery, Workload, identity, soon};
+use crate::harness::{Bench, Discovery, Workload, bring_ca, identity, soon};
 
 /// A JWT by its form. The fake API server is asked what it means.
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ3ZWIifQ.c2lnbmF0dXJl";
@@ -54,7 +54,7 @@ async fn cluster() -> (Bench, Fake) {
 async fn start(api: &Fake) -> Bench {
     let server = api.url();
     Bench::start_with(&[], move |config| {
-        std::fs::create_dir_all(&config.data_dir).unwrap();
+        bring_ca(config);
         let kubeconfig = config.data_dir.join("kubeconfig");
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
