@@ -207,7 +207,7 @@ impl Replica {
 async fn run(host: &Host, config: &std::path::Path) -> anyhow::Result<Process> {
     let mut command = Command::new(sandbox::get().binary("outrigger-controller")?);
     command.arg("--config").arg(config).env("RUST_BACKTRACE", "1");
-    host.spawn(host.name(), command).await
+    host.spawn("controller", command).await
 }
 
 /// `/metrics` or `/ready` of whoever runs on a host.
@@ -237,6 +237,11 @@ impl World {
 
 /// The index of the only leader, once there is one.
 async fn leader(replicas: &[Replica]) -> anyhow::Result<usize> {
+    leader_but(replicas, None).await
+}
+
+/// The same, once it is another one than `old`.
+async fn leader_but(replicas: &[Replica], old: Option<usize>) -> anyhow::Result<usize> {
     wait_until(LIMIT, "one leader", || async {
         let mut leaders = Vec::new();
         for (index, replica) in replicas.iter().enumerate() {
@@ -245,7 +250,7 @@ async fn leader(replicas: &[Replica]) -> anyhow::Result<usize> {
                 leaders.push(index);
             }
         }
-        ensure!(leaders.len() == 1, "these lead: {leaders:?}");
+        ensure!(leaders.len() == 1 && Some(leaders[0]) != old, "these lead: {leaders:?}");
         Ok(leaders[0])
     })
     .await
@@ -456,9 +461,8 @@ async fn hand_over(world: Arc<World>) -> anyhow::Result<()> {
     tokio::time::sleep(SETTLED).await;
     let start = Instant::now();
     replicas[old].process.terminate()?;
-    let new = leader(&replicas).await?;
+    let new = leader_but(&replicas, Some(old)).await?;
     let took = start.elapsed().as_secs_f64();
-    ensure!(new != old);
     ensure!(replicas[old].process.wait_exit(LIMIT).await?.success());
     replicas[old].start_again().await?;
     ensure!(leader(&replicas).await? == new, "the leadership wandered");
@@ -484,9 +488,8 @@ async fn kill(world: Arc<World>) -> anyhow::Result<()> {
         sidecar.wait_certificate().await?;
         gap = gap.max(since.elapsed().as_secs_f64());
     }
-    let new = leader(&replicas).await?;
+    let new = leader_but(&replicas, Some(old)).await?;
     let took = start.elapsed().as_secs_f64();
-    ensure!(new != old);
     trusted(&cluster).await?;
     let upkeep = start.elapsed().as_secs_f64();
     ensure!(replicas[new].root()? == root);
@@ -562,7 +565,7 @@ impl Sidecar {
         std::fs::write(folder.join("proxy.yaml"), config.to_string())?;
         let mut command = Command::new(sandbox::get().binary("outrigger-proxy")?);
         command.arg("--config").arg(folder.join("proxy.yaml"));
-        let process = Mutex::new(host.spawn(host.name(), command).await?);
+        let process = Mutex::new(host.spawn("sidecar", command).await?);
         Ok(Self { host, process })
     }
 

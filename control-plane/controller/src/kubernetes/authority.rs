@@ -116,7 +116,7 @@ impl Authority {
     pub(crate) async fn keep(mut self, metrics: Arc<Metrics>) {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut seen = pin!(watch_one(secrets, SECRET, "watch the CA's Secret"));
-        let mut trouble = Trouble::new("use what is in the CA's Secret; the CA in use stays");
+        let mut trouble = Trouble::new("use what is in the CA's Secret");
         while let Some(secret) = seen.next().await {
             let has_gone = secret.is_none();
             let looked = match secret {
@@ -126,7 +126,7 @@ impl Authority {
             metrics.ca_secret_current.set(i64::from(looked.is_ok()));
             match looked {
                 Ok(()) => trouble.over(),
-                Err(reason) => trouble.is(&reason),
+                Err(reason) => trouble.is(&format!("{reason}; the CA in use stays")),
             }
             if has_gone {
                 self.put_back().await;
