@@ -400,8 +400,9 @@ impl Plan<'_> {
             let consul = self.mesh.consul.lock().await;
             for (service, port) in &self.services {
                 let id = format!("{service}-{}", self.name);
-                let instance =
-                    Registration { name: service.clone(), id, address: address.clone(), port: *port };
+                // Consul's names have no namespace of the mesh.
+                let name = service.split('.').next().unwrap_or_default().to_owned();
+                let instance = Registration { name, id, address: address.clone(), port: *port };
                 consul.register(&instance).await?;
             }
         }

@@ -56,6 +56,10 @@ struct World {
 const OBJECTS: &str = "
 apiVersion: v1
 kind: Namespace
+metadata: {name: outrigger-system}
+---
+apiVersion: v1
+kind: Namespace
 metadata: {name: shop}
 ---
 apiVersion: v1
@@ -225,12 +229,13 @@ async fn tokens(world: Arc<World>) -> anyhow::Result<()> {
         wait_until(LIMIT, &format!("a token {what} to be refused"), || {
             let log = sidecar.log();
             async move {
-                ensure!(log.contains("Unauthenticated") || log.contains("nauthenticated"), "{log}");
+                ensure!(log.contains("the controller refuses to sign"), "{log}");
                 Ok(())
             }
         })
         .await?;
-        ensure!(joining.admin("/ready").await?.expect(200).is_err(), "a token {what} made it ready");
+        let ready = wait_until(LIMIT, "the admin port to answer", || joining.admin("/ready")).await?;
+        ensure!(ready.expect(200).is_err(), "a token {what} made it ready");
         joining.remove_redirection().await?;
     }
     let joined = world.mesh.workload("joining").account("shop/web").on(&host).token(&good).start().await;
