@@ -101,7 +101,7 @@ kubernetes: need-rust need-cc need-go need-node tools-node build
 else
 kubernetes: need-rust need-cc need-go need-node tools-node build
 	@$(BIN)/e2e-node stop
-	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features node --test kubernetes_node
+	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features node --test kubernetes_node --test kubernetes_mesh
 endif
 
 .PHONY: soak

@@ -119,16 +119,7 @@ impl PolicyStore for ConsulStore {
     async fn commit(&self, write: Write) -> Result<Arc<Picture>, WriteError> {
         let _writing = self.writing.lock().await;
         let before = Arc::clone(&self.shared.pictures.borrow());
-        match &before.sync {
-            Sync::Synced => {}
-            Sync::Never => {
-                return Err(WriteError::Unavailable("Consul's policies were not read yet".to_owned()));
-            }
-            Sync::Degraded { reason, .. } => return Err(WriteError::Unavailable(reason.clone())),
-        }
-        if before.revision != write.based_on {
-            return Err(WriteError::Conflict);
-        }
+        before.takes(&write, "Consul's")?;
         if write.changes.len() > MAX_CHANGES {
             return Err(WriteError::TooLarge(format!(
                 "{} objects are too many for one transaction of Consul; apply at most {MAX_CHANGES} at once",

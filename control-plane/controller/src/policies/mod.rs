@@ -57,6 +57,21 @@ pub(crate) struct Picture {
     pub(crate) faults: Vec<Fault>,
 }
 
+impl Picture {
+    /// Whether a store elsewhere, `whose` policies these are, can be written by what this picture says: it is known how it is
+    /// now, and the write was judged against that.
+    fn takes(&self, write: &Write, whose: &str) -> Result<(), WriteError> {
+        match &self.sync {
+            Sync::Synced => {}
+            Sync::Never => {
+                return Err(WriteError::Unavailable(format!("{whose} policies were not read yet")));
+            }
+            Sync::Degraded { reason, .. } => return Err(WriteError::Unavailable(reason.clone())),
+        }
+        if self.revision == write.based_on { Ok(()) } else { Err(WriteError::Conflict) }
+    }
+}
+
 /// One change of one object.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "a write holds a few, and mostly of the large kind")]

@@ -90,16 +90,7 @@ impl PolicyStore for KubernetesStore {
     async fn commit(&self, write: Write) -> Result<Arc<Picture>, WriteError> {
         let _writing = self.writing.lock().await;
         let before = Arc::clone(&self.shared.pictures.borrow());
-        match &before.sync {
-            Sync::Synced => {}
-            Sync::Never => {
-                return Err(WriteError::Unavailable("the cluster's policies were not read yet".to_owned()));
-            }
-            Sync::Degraded { reason, .. } => return Err(WriteError::Unavailable(reason.clone())),
-        }
-        if before.revision != write.based_on {
-            return Err(WriteError::Conflict);
-        }
+        before.takes(&write, "the cluster's")?;
         if before.policies.len() + write.changes.len() > MAX_POLICIES {
             return Err(WriteError::TooLarge(format!("a mesh holds at most {MAX_POLICIES} objects")));
         }
