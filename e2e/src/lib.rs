@@ -26,4 +26,5 @@ pub mod process;
 pub mod sandbox;
 pub mod suite;
 pub mod tls;
+pub mod transcript;
 pub mod wait;

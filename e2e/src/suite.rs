@@ -15,7 +15,7 @@ use crate::process::tail;
 use crate::sandbox;
 use crate::wait::within;
 
-/// No case may take longer, whatever hangs.
+/// No case may take longer, whatever hangs, unless it says so.
 const CASE_LIMIT: Duration = Duration::from_secs(150);
 /// The same at full length.
 const SOAK_CASE_LIMIT: Duration = Duration::from_mins(20);
@@ -42,6 +42,7 @@ type Run<W> = Box<dyn FnOnce(Arc<W>) -> Pin<Box<dyn Future<Output = anyhow::Resu
 /// A named test over a world `W` that the suite's cases share (`()` where each builds its own).
 pub struct Case<W> {
     name: String,
+    limit: Duration,
     run: Run<W>,
 }
 
@@ -49,6 +50,13 @@ impl<W> Case<W> {
     /// What it is called.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same, with another bound on how long it may take.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 }
 
@@ -58,7 +66,8 @@ where
     F: FnOnce(Arc<W>) -> Fut + Send + 'static,
     Fut: Future<Output = anyhow::Result<()>> + 'static,
 {
-    Case { name: name.into(), run: Box::new(move |world| Box::pin(run(world))) }
+    let limit = if is_soak() { SOAK_CASE_LIMIT } else { CASE_LIMIT };
+    Case { name: name.into(), limit, run: Box::new(move |world| Box::pin(run(world))) }
 }
 
 /// A suite's `main`: `build` makes the shared world before the first case that runs.
@@ -93,23 +102,16 @@ where
         let (runtime, shared) = (Arc::clone(&runtime), Arc::clone(&shared));
         Trial::test(case.name, move || {
             let start = Instant::now();
-            let outcome = runtime.block_on(within(
-                if is_soak() { SOAK_CASE_LIMIT } else { CASE_LIMIT },
-                "the case",
-                async {
-                    let (build, cell) = &*shared;
-                    let world = cell
-                        .get_or_init(|| async {
-                            build()
-                                .await
-                                .map(Arc::new)
-                                .map_err(|error| format!("building the world: {error:#}"))
-                        })
-                        .await;
-                    let world = world.clone().map_err(anyhow::Error::msg)?;
-                    (case.run)(world).await
-                },
-            ));
+            let outcome = runtime.block_on(within(case.limit, "the case", async {
+                let (build, cell) = &*shared;
+                let world = cell
+                    .get_or_init(|| async {
+                        build().await.map(Arc::new).map_err(|error| format!("building the world: {error:#}"))
+                    })
+                    .await;
+                let world = world.clone().map_err(anyhow::Error::msg)?;
+                (case.run)(world).await
+            }));
             if start.elapsed() >= REMARKABLE {
                 print!("({:.0} s) ", start.elapsed().as_secs_f64());
             }

@@ -224,8 +224,7 @@ async fn native_sidecar(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(sidecar.started_at <= application.started_at, "{sidecar:?} after {application:?}");
     ensure!(sidecar.finished_at >= application.finished_at, "{sidecar:?} before {application:?}");
     for container in ["init", "application"] {
-        let output = node.kubectl(["logs", "-n", "basics", "job", "-c", container]).await?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = node.kubectl(&["logs", "-n", "basics", "job", "-c", container]).await?;
         ensure!(said.contains("sidecar"), "{container} was answered {said:?}");
     }
     delete(&node.client(), SIDECAR).await
@@ -251,8 +250,7 @@ spec:
 async fn net_admin(world: Arc<World>) -> anyhow::Result<()> {
     let node = world.node.lock().await;
     run_to_end(&node.client(), NET_ADMIN, "network").await?;
-    let output = node.kubectl(["logs", "-n", "basics", "network", "-c", "look"]).await?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = node.kubectl(&["logs", "-n", "basics", "network", "-c", "look"]).await?;
     ensure!(said.starts_with("65532\n"), "the application is not nobody: {said}");
     ensure!(said.contains("192.0.2.7/32"), "the address is missing: {said}");
     delete(&node.client(), NET_ADMIN).await

@@ -6,12 +6,9 @@
 
 use serde_json::Value;
 
-use crate::catalog::Catalog;
 use crate::kind::Kind;
 use crate::newer::take_newer_fields;
-use crate::object::Policies;
 use crate::parse::parse;
-use crate::validate::validate;
 
 /// What is said of an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,11 +19,10 @@ pub struct Review {
     pub warnings: Vec<String>,
 }
 
-/// Judges an object that replaces `old`, if there is one. `world`: what is in force, and what is there; without it the object is judged
-/// alone.
+/// Judges an object that replaces `old`, if there is one, by itself: what it refers to may come later, and its status says what is missing.
 ///
 /// An object that says what it said is always taken: who changes a finalizer has not written what is wrong with the rest.
-pub fn review(object: &Value, old: Option<&Value>, world: Option<(&Policies, &Catalog)>) -> Review {
+pub fn review(object: &Value, old: Option<&Value>) -> Review {
     let name = object.get("kind").and_then(Value::as_str).unwrap_or_default();
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name) else { return Review::default() };
     let spec = object.get("spec");
@@ -52,20 +48,8 @@ pub fn review(object: &Value, old: Option<&Value>, world: Option<(&Policies, &Ca
             return review;
         }
     };
-    let Some((policies, catalog)) = world else {
-        let warnings = parsed.iter().flat_map(|parsed| &parsed.warnings);
-        review.warnings.extend(warnings.map(|fault| said(&fault.path, &fault.message)));
-        return review;
-    };
-    let objects: Vec<_> = parsed.into_iter().map(|parsed| parsed.object).collect();
-    let findings = validate(&objects, &[], policies, catalog);
-    let errors = findings.errors.iter().map(|finding| said(&finding.path, &finding.message));
-    if kind.is_gateway_api() {
-        review.warnings.extend(errors);
-    } else {
-        review.refusals.extend(errors);
-    }
-    review.warnings.extend(findings.warnings.iter().map(|finding| said(&finding.path, &finding.message)));
+    let warnings = parsed.iter().flat_map(|parsed| &parsed.warnings);
+    review.warnings.extend(warnings.map(|fault| said(&fault.path, &fault.message)));
     review
 }
 
@@ -93,21 +77,13 @@ mod tests {
 
     #[test]
     fn what_no_schema_sees_is_refused() {
-        let refused = review(&access("a("), None, None);
+        let refused = review(&access("a("), None);
         assert_eq!(refused.refusals.len(), 1, "{refused:?}");
         assert!(refused.refusals[0].starts_with("spec.rules[0].to[0].paths[0]: "), "{refused:?}");
-        assert_eq!(review(&access("/a.*"), None, None), Review::default());
+        assert_eq!(review(&access("/a.*"), None), Review::default());
         // Whoever removes a finalizer has not written the expression.
-        assert_eq!(review(&access("a("), Some(&access("a(")), None), Review::default());
-        assert!(!review(&access("b("), Some(&access("a(")), None).refusals.is_empty());
-    }
-
-    #[test]
-    fn what_is_there_makes_warnings() {
-        let (policies, catalog) = (Policies::new(), Catalog::default());
-        let review = review(&access("/a.*"), None, Some((&policies, &catalog)));
-        assert_eq!(review.refusals, [""; 0]);
-        assert!(review.warnings.iter().any(|text| text.contains("no service orders.shop")), "{review:?}");
+        assert_eq!(review(&access("a("), Some(&access("a("))), Review::default());
+        assert!(!review(&access("b("), Some(&access("a("))).refusals.is_empty());
     }
 
     #[test]
@@ -120,7 +96,7 @@ mod tests {
                 "rules": [{"filters": [{"type": "CORS", "cors": {"maxAge": 5}}], "cache": {}}],
             },
         });
-        let review = review(&route, None, None);
+        let review = review(&route, None);
         assert_eq!(review.refusals, [""; 0]);
         assert!(review.warnings.iter().any(|text| text.contains("CORS")), "{review:?}");
         assert!(review.warnings.iter().any(|text| text.contains("cache")), "{review:?}");

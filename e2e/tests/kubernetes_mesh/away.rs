@@ -5,11 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
+use outrigger_e2e::kubernetes::node::{APP, LIMIT};
 use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
 use outrigger_e2e::load::{Load, Plan};
 use outrigger_e2e::suite::{Case, case, length};
 
-use crate::world::{APP, LIMIT, MESH, SHOP, World, is_injected};
+use crate::world::{MESH, SHOP, World, is_injected};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
@@ -40,39 +41,40 @@ spec:
 
 async fn scale(world: &World, name: &str, replicas: u32) -> anyhow::Result<()> {
     world
+        .node
         .kubectl(&["scale", &format!("deployment/{name}"), "-n", MESH, &format!("--replicas={replicas}")])
         .await?;
-    world.rolled_out(MESH, name).await
+    world.node.rolled_out(MESH, name).await
 }
 
 async fn injector(world: Arc<World>) -> anyhow::Result<()> {
     scale(&world, "outrigger-injector", 0).await?;
-    let refused = apply(&world.client(), &pod("labelled", SHOP))
+    let refused = apply(&world.node.client(), &pod("labelled", SHOP))
         .await
         .err()
         .context("a pod was let in without a sidecar")?;
     let refused = format!("{refused:#}");
     ensure!(refused.contains("outrigger"), "the refusal does not say whose it is: {refused}");
     println!("refused: {refused}");
-    apply(&world.client(), &pod("other", "default")).await?;
-    let pods = Api::<Pod>::namespaced(world.client(), "default");
+    apply(&world.node.client(), &pod("other", "default")).await?;
+    let pods = Api::<Pod>::namespaced(world.node.client(), "default");
     wait_for(&pods, "other", LIMIT, "ready", pod_ready).await?;
-    delete(&world.client(), &pod("other", "default")).await?;
+    delete(&world.node.client(), &pod("other", "default")).await?;
     scale(&world, "outrigger-injector", 1).await?;
-    apply(&world.client(), &pod("labelled", SHOP)).await?;
-    let pods = Api::<Pod>::namespaced(world.client(), SHOP);
+    apply(&world.node.client(), &pod("labelled", SHOP)).await?;
+    let pods = Api::<Pod>::namespaced(world.node.client(), SHOP);
     wait_for(&pods, "labelled", LIMIT, "ready", pod_ready).await?;
     ensure!(is_injected(&pods.get("labelled").await?));
-    delete(&world.client(), &pod("labelled", SHOP)).await
+    delete(&world.node.client(), &pod("labelled", SHOP)).await
 }
 
 async fn controller(world: Arc<World>) -> anyhow::Result<()> {
     let web = world.web().await?;
-    let target = world.address(SHOP, "orders", 80).await?;
+    let target = world.node.service(SHOP, "orders", 80).await?;
     let load = Load::start(&web, Plan::new(200, target, "orders", "/whoami"));
     scale(&world, "outrigger-controller", 0).await?;
-    apply(&world.client(), &pod("waits", SHOP)).await?;
-    let pods = Api::<Pod>::namespaced(world.client(), SHOP);
+    apply(&world.node.client(), &pod("waits", SHOP)).await?;
+    let pods = Api::<Pod>::namespaced(world.node.client(), SHOP);
     let running = wait_for(&pods, "waits", LIMIT, "its sidecar to run", |pod| {
         let status =
             pod.status.as_ref().and_then(|status| status.init_container_statuses.clone()).unwrap_or_default();
@@ -89,6 +91,6 @@ async fn controller(world: Arc<World>) -> anyhow::Result<()> {
     let outcome = load.stop().await?;
     println!("without the controller: {outcome}");
     ensure!(outcome.failed() == 0, "failed requests: {:?}", outcome.failures);
-    delete(&world.client(), &pod("waits", SHOP)).await?;
+    delete(&world.node.client(), &pod("waits", SHOP)).await?;
     Ok(())
 }

@@ -6,16 +6,19 @@ use anyhow::ensure;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
-use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
+use outrigger_e2e::kubernetes::node::{APP, LIMIT};
+use outrigger_e2e::kubernetes::{apply, delete, gone, pod_ready, wait_for};
 use outrigger_e2e::suite::{Case, case};
+use outrigger_e2e::wait::wait_until;
 
-use crate::world::{APP, LIMIT, SHOP, World, is_injected};
+use crate::world::{SHOP, World, is_injected};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
         case("a Job with a sidecar completes", job),
         case("an init container of the application's own uses the mesh", init_container),
         case("a pod opts in alone, and another one out", opting),
+        case("a pod of the node's network is left alone, and an event says why", host_network),
         case("a restricted namespace is told what to do", restricted),
     ]
 }
@@ -40,8 +43,8 @@ spec:
 ",
         cli()
     );
-    apply(&world.client(), &yaml).await?;
-    let jobs = Api::<Job>::namespaced(world.client(), SHOP);
+    apply(&world.node.client(), &yaml).await?;
+    let jobs = Api::<Job>::namespaced(world.node.client(), SHOP);
     wait_for(&jobs, "once", LIMIT, "to complete", |job| {
         let status = job.status.clone().unwrap_or_default();
         ensure!(status.failed.unwrap_or_default() == 0, "it failed: {status:?}");
@@ -49,9 +52,9 @@ spec:
         Ok(())
     })
     .await?;
-    let pods = world.pods(SHOP, "job-name=once").await?;
+    let pods = world.node.pods(SHOP, "job-name=once").await?;
     ensure!(pods.iter().all(is_injected), "it had no sidecar");
-    delete(&world.client(), &yaml).await
+    delete(&world.node.client(), &yaml).await
 }
 
 fn cli() -> String {
@@ -77,10 +80,10 @@ spec:
 "#,
         cli()
     );
-    apply(&world.client(), &yaml).await?;
-    let pods = Api::<Pod>::namespaced(world.client(), SHOP);
+    apply(&world.node.client(), &yaml).await?;
+    let pods = Api::<Pod>::namespaced(world.node.client(), SHOP);
     wait_for(&pods, "early", LIMIT, "ready", pod_ready).await?;
-    delete(&world.client(), &yaml).await
+    delete(&world.node.client(), &yaml).await
 }
 
 async fn opting(world: Arc<World>) -> anyhow::Result<()> {
@@ -98,14 +101,47 @@ spec:
         )
     };
     let yaml = pod("in", "default", "enabled") + &pod("out", SHOP, "disabled");
-    apply(&world.client(), &yaml).await?;
+    apply(&world.node.client(), &yaml).await?;
     for (namespace, name, injected) in [("default", "in", true), (SHOP, "out", false)] {
-        let pods = Api::<Pod>::namespaced(world.client(), namespace);
+        let pods = Api::<Pod>::namespaced(world.node.client(), namespace);
         let ready = wait_for(&pods, name, LIMIT, "ready", pod_ready).await;
         ready?;
         ensure!(is_injected(&pods.get(name).await?) == injected, "{name} in {namespace}: not {injected}");
     }
-    delete(&world.client(), &yaml).await
+    delete(&world.node.client(), &yaml).await
+}
+
+async fn host_network(world: Arc<World>) -> anyhow::Result<()> {
+    let yaml = format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{ name: of-the-node, namespace: {SHOP} }}
+spec:
+  hostNetwork: true
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {{ name: app, image: {APP}, args: [--http, "18080"] }}
+"#
+    );
+    // An event that happens again is counted in the one that is there.
+    for _ in 0..2 {
+        apply(&world.node.client(), &yaml).await?;
+        let pods = Api::<Pod>::namespaced(world.node.client(), SHOP);
+        wait_for(&pods, "of-the-node", LIMIT, "ready", pod_ready).await?;
+        let pod = pods.get("of-the-node").await?;
+        ensure!(!is_injected(&pod), "it was injected");
+        let why = pod.metadata.annotations.unwrap_or_default().remove("outrigger.dev/skipped");
+        ensure!(why.as_ref().is_some_and(|why| why.contains("hostNetwork")), "it is annotated {why:?}");
+        delete(&world.node.client(), &yaml).await?;
+        gone(&pods, "of-the-node", LIMIT).await?;
+    }
+    wait_until(LIMIT, "an event", || async {
+        let events = world.node.kubectl(&["get", "events", "-n", SHOP]).await?;
+        ensure!(events.contains("hostNetwork"), "{events}");
+        Ok(())
+    })
+    .await
 }
 
 async fn restricted(world: Arc<World>) -> anyhow::Result<()> {
@@ -132,9 +168,9 @@ spec:
       seccompProfile: {{ type: RuntimeDefault }}
 "
     );
-    let refused = apply(&world.client(), &yaml).await.err();
+    let refused = apply(&world.node.client(), &yaml).await.err();
     let text = format!("{:#}", refused.unwrap_or_else(|| anyhow::anyhow!("it was let in")));
     ensure!(text.contains("cni.enabled"), "{text}");
-    world.kubectl(&["delete", "namespace", "narrow"]).await?;
+    world.node.kubectl(&["delete", "namespace", "narrow"]).await?;
     Ok(())
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use outrigger_e2e::figures::{Figure, record};
+use outrigger_e2e::kubernetes::node::chart;
 use outrigger_e2e::kubernetes::{apply, delete};
 use outrigger_e2e::load::{Call, Load, Outcome, Plan};
 use outrigger_e2e::suite::{Case, case, is_soak};
 
-use crate::world::{MESH, SHOP, World, chart, deployment};
+use crate::world::{MESH, SHOP, World, deployment};
 
 /// Requests a second.
 const RATE: u32 = 500;
@@ -41,12 +42,12 @@ async fn roll(world: Arc<World>, call: Call) -> anyhow::Result<()> {
 
 async fn rolled(world: &World, name: &str, call: Call, times: usize) -> anyhow::Result<Outcome> {
     let web = world.web().await?;
-    let target = world.address(SHOP, name, 80).await?;
+    let target = world.node.service(SHOP, name, 80).await?;
     let path = if call == Call::Grpc { "/e2e.Test/Echo" } else { "/whoami" };
     let load = Load::start(&web, Plan::new(RATE, target, name, path).call(call));
     for _ in 0..times {
-        world.kubectl(&["rollout", "restart", &format!("deployment/{name}"), "-n", SHOP]).await?;
-        world.rolled_out(SHOP, name).await?;
+        world.node.kubectl(&["rollout", "restart", &format!("deployment/{name}"), "-n", SHOP]).await?;
+        world.node.rolled_out(SHOP, name).await?;
     }
     let outcome = load.stop().await?;
     println!("{name} rolled {times} times, {call:?}: {outcome}");
@@ -65,24 +66,25 @@ spec:
 
 async fn exits_at_once(world: Arc<World>) -> anyhow::Result<()> {
     let hasty = deployment("hasty", 3, &["--http", "8080"]);
-    apply(&world.client(), &hasty).await?;
-    world.rolled_out(SHOP, "hasty").await?;
+    apply(&world.node.client(), &hasty).await?;
+    world.node.rolled_out(SHOP, "hasty").await?;
     let without = rolled(&world, "hasty", Call::Http1, 1).await?;
     report("rolling Deployment, exits at once, no retries", &without)?;
-    apply(&world.client(), RETRIES).await?;
+    apply(&world.node.client(), RETRIES).await?;
     let with = rolled(&world, "hasty", Call::Http1, times()).await?;
     report("rolling Deployment, exits at once, retries", &with)?;
-    delete(&world.client(), RETRIES).await?;
-    world.kubectl(&["delete", "deployment,service,serviceaccount", "hasty", "-n", SHOP]).await?;
+    delete(&world.node.client(), RETRIES).await?;
+    world.node.kubectl(&["delete", "deployment,service,serviceaccount", "hasty", "-n", SHOP]).await?;
     ensure!(with.failed() == 0, "failed requests: {:?}", with.failures);
     Ok(())
 }
 
 async fn upgrade(world: Arc<World>) -> anyhow::Result<()> {
     let web = world.web().await?;
-    let target = world.address(SHOP, "orders", 80).await?;
+    let target = world.node.service(SHOP, "orders", 80).await?;
     let load = Load::start(&web, Plan::new(RATE, target, "orders", "/whoami"));
     world
+        .node
         .helm(&[
             "upgrade",
             "outrigger",
@@ -97,14 +99,14 @@ async fn upgrade(world: Arc<World>) -> anyhow::Result<()> {
         ])
         .await?;
     for name in ["outrigger-controller", "outrigger-injector"] {
-        world.rolled_out(MESH, name).await?;
+        world.node.rolled_out(MESH, name).await?;
     }
     let outcome = load.stop().await?;
     report("helm upgrade", &outcome)?;
     ensure!(outcome.failed() == 0, "failed requests: {:?}", outcome.failures);
     // The webhook's certificate is known to the API server still: a new pod is injected.
-    world.kubectl(&["rollout", "restart", "deployment/web", "-n", SHOP]).await?;
-    world.rolled_out(SHOP, "web").await
+    world.node.kubectl(&["rollout", "restart", "deployment/web", "-n", SHOP]).await?;
+    world.node.rolled_out(SHOP, "web").await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of one run are far below 2^52")]

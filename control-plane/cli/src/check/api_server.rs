@@ -13,8 +13,8 @@ use super::report::{Outcome, Report};
 use crate::cluster::{Cluster, MESH_NAMESPACE};
 
 const CATEGORY: &str = "Kubernetes API";
-/// Native sidecars are on by default from here on (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>).
-pub(super) const OLDEST_MINOR: u32 = 29;
+/// The rules of the mesh's kinds call `isIP` (<https://kubernetes.io/docs/reference/using-api/cel/>).
+const OLDEST_MINOR: u32 = 31;
 /// A clock that is off by more than this breaks certificates: ours begin a minute in the past.
 const MOST_SKEW: i64 = 30;
 
@@ -46,7 +46,7 @@ pub(super) async fn version(cluster: &Cluster, report: &mut Report) -> Result<()
 }
 
 fn judge_version(info: &Info, report: &mut Report) {
-    // Providers write things like `29+`.
+    // Providers write things like `31+`.
     let number = |text: &str| -> u32 {
         let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().unwrap_or(0)
@@ -58,7 +58,7 @@ fn judge_version(info: &Info, report: &mut Report) {
             CATEGORY,
             "version",
             Outcome::Failed,
-            format!("{} has no native sidecars", info.git_version),
+            format!("{} is too old for the rules of the mesh's kinds", info.git_version),
             format!("upgrade the cluster to Kubernetes 1.{OLDEST_MINOR} or newer"),
         );
     }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn native_sidecars_need_a_version() {
+    fn the_mesh_needs_a_version() {
         let judged = |major: &str, minor: &str| {
             let info = Info {
                 major: major.to_owned(),
@@ -177,9 +177,9 @@ mod tests {
             };
             of(|report| judge_version(&info, report)).0
         };
-        assert_eq!(judged("1", "29+"), Outcome::Ok);
+        assert_eq!(judged("1", "31+"), Outcome::Ok);
         assert_eq!(judged("1", "34"), Outcome::Ok);
-        assert_eq!(judged("1", "28"), Outcome::Failed);
+        assert_eq!(judged("1", "30"), Outcome::Failed);
         assert_eq!(judged("", ""), Outcome::Failed);
     }
 

@@ -11,7 +11,7 @@ use kube::Api;
 
 use super::{
     all,
-    api_server::{OLDEST_MINOR, server_time},
+    api_server::server_time,
     report::{Outcome, Report},
     some,
 };
@@ -20,6 +20,8 @@ use crate::cluster::Cluster;
 const CATEGORY: &str = "Nodes";
 /// `nf_tables` with inet NAT and redir (`proxy/intercept`).
 const OLDEST_KERNEL: (u32, u32) = (5, 2);
+/// Native sidecars are on by default from here on (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>).
+const OLDEST_KUBELET: u32 = 29;
 /// What there are images for.
 const ARCHITECTURES: &[&str] = &["amd64", "arm64"];
 /// Where kubelets say every 10 s that they live, by their own clocks.
@@ -95,9 +97,9 @@ fn judge(nodes: &[Node], report: &mut Report) {
     );
     judge(
         "kubelet",
-        &|info| number(info.kubelet_version.trim_start_matches('v')) >= (1, OLDEST_MINOR),
+        &|info| number(info.kubelet_version.trim_start_matches('v')) >= (1, OLDEST_KUBELET),
         &|info| format!("kubelet {}", info.kubelet_version),
-        format!("native sidecars need kubelets of 1.{OLDEST_MINOR} or newer"),
+        format!("native sidecars need kubelets of 1.{OLDEST_KUBELET} or newer"),
     );
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::Instant,
 };
 
@@ -32,10 +32,20 @@ pub(crate) struct Arguments {
     /// Requests a second
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=2000))]
     rate: u32,
+    /// End after so many requests, with exit code 1 if one of them failed [default: go on until told to end]
+    #[arg(long)]
+    requests: Option<u32>,
 }
 
-/// Sends requests and says what became of them, until the process is told to end.
+/// Sends requests and says what became of them, until the process is told to end or the requests that were asked for are
+/// answered.
+///
+/// # Errors
+/// Says how many requests failed, and of what, if their number was given.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    if let Some(requests) = arguments.requests {
+        return counted(&arguments, requests).await;
+    }
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let load = Load::start(arguments.to, arguments.rate);
     loop {
@@ -44,6 +54,24 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             () = tokio::time::sleep(REPORT) => println!("{}", load.take()),
         }
     }
+}
+
+async fn counted(arguments: &Arguments, requests: u32) -> Result<()> {
+    let client = Arc::new(Next::new(arguments.to.as_str()));
+    let mut every = tokio::time::interval(Duration::from_secs(1) / arguments.rate);
+    let mut under_way = JoinSet::new();
+    for _ in 0..requests {
+        every.tick().await;
+        let client = client.clone();
+        under_way.spawn(async move { send(&client).await });
+    }
+    let mut tally = Tally::default();
+    for outcome in under_way.join_all().await {
+        tally.count(outcome);
+    }
+    println!("{tally}");
+    anyhow::ensure!(tally.failed == 0, "{} of {requests} requests to {} failed", tally.failed, arguments.to);
+    Ok(())
 }
 
 /// Requests since the last [`Load::take`].
@@ -55,6 +83,20 @@ pub(super) struct Tally {
     pub(super) kinds: BTreeMap<String, u64>,
     /// The last good answer.
     answer: String,
+}
+
+impl Tally {
+    fn count(&mut self, outcome: Result<String, String>) {
+        self.sent += 1;
+        match outcome {
+            Ok(answer) => self.answer = answer,
+            Err(kind) => {
+                self.failed += 1;
+                let known = self.kinds.len() < MAX_KINDS || self.kinds.contains_key(&kind);
+                *self.kinds.entry(if known { kind } else { "other".to_owned() }).or_default() += 1;
+            }
+        }
+    }
 }
 
 impl fmt::Display for Tally {
@@ -91,17 +133,7 @@ impl Load {
                 let (client, tally) = (client.clone(), counted.clone());
                 tokio::spawn(async move {
                     let outcome = send(&client).await;
-                    let mut tally = tally.lock().expect("no holder of this lock can panic");
-                    tally.sent += 1;
-                    match outcome {
-                        Ok(answer) => tally.answer = answer,
-                        Err(kind) => {
-                            tally.failed += 1;
-                            let known = tally.kinds.len() < MAX_KINDS || tally.kinds.contains_key(&kind);
-                            *tally.kinds.entry(if known { kind } else { "other".to_owned() }).or_default() +=
-                                1;
-                        }
-                    }
+                    tally.lock().expect("no holder of this lock can panic").count(outcome);
                 });
             }
         });

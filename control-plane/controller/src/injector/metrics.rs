@@ -37,7 +37,11 @@ impl Metrics {
     /// A registry that holds them all.
     pub(super) fn register(&self) -> Registry {
         let mut registry = Registry::with_prefix("outrigger_injector");
-        registry.register("reviews", "Admission reviews, by what became of the pod", self.reviews.clone());
+        registry.register(
+            "reviews",
+            "Admission reviews, by what became of the pod or the policy",
+            self.reviews.clone(),
+        );
         registry.register("refusals", "What stood in the way of pods, by reason", self.refusals.clone());
         registry.register(
             "review_duration_seconds",

@@ -16,9 +16,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use k8s_openapi::ByteString;
 use outrigger_inject::{Mesh, Outcome, Reason, Review, Skip, decide, patch};
+use outrigger_policy::admission;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::events::Events;
@@ -55,7 +56,10 @@ impl Reviewer {
 
 /// The webhook's paths.
 pub(super) fn router(reviewer: Reviewer) -> Router {
-    Router::new().route("/inject", post(inject)).with_state(Arc::new(reviewer))
+    Router::new()
+        .route("/inject", post(inject))
+        .route("/policies", post(policies))
+        .with_state(Arc::new(reviewer))
 }
 
 /// A review as it comes. Fields that we do not need are not read.
@@ -78,6 +82,8 @@ struct Request {
     #[serde(default)]
     object: Value,
     #[serde(default)]
+    old_object: Value,
+    #[serde(default)]
     dry_run: Option<bool>,
 }
 
@@ -92,20 +98,28 @@ struct Kind {
 
 async fn inject(State(reviewer): State<Arc<Reviewer>>, headers: HeaderMap, body: Body) -> Response {
     let start = Instant::now();
-    let response = match answer(&reviewer, &headers, body).await {
-        Ok(answer) => Json(answer).into_response(),
-        Err((status, why)) => {
-            reviewer.count("invalid");
-            (status, format!("{why}\n")).into_response()
-        }
+    let answer = match read(&reviewer, &headers, body).await {
+        Ok((request, _share)) => reviewer.respond(&request).await,
+        Err(refusal) => Err(refusal),
     };
     reviewer.metrics.duration.observe(start.elapsed().as_secs_f64());
-    response
+    reviewer.answer(answer)
+}
+
+/// What the CRDs' schemas and rules cannot say of a policy, and what the mesh makes nothing of in a route.
+async fn policies(State(reviewer): State<Arc<Reviewer>>, headers: HeaderMap, body: Body) -> Response {
+    let answer = read(&reviewer, &headers, body).await.map(|(request, _share)| reviewer.judge(&request));
+    reviewer.answer(answer)
 }
 
 type Refusal = (StatusCode, String);
 
-async fn answer(reviewer: &Reviewer, headers: &HeaderMap, body: Body) -> Result<Value, Refusal> {
+/// A review's request, and its share of what may be at work.
+async fn read<'r>(
+    reviewer: &'r Reviewer,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Request, SemaphorePermit<'r>), Refusal> {
     let too_large = || (StatusCode::PAYLOAD_TOO_LARGE, format!("the review is larger than {MAX_BODY} bytes"));
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -114,7 +128,7 @@ async fn answer(reviewer: &Reviewer, headers: &HeaderMap, body: Body) -> Result<
         return Err(too_large());
     }
     let share = u32::try_from(length.div_ceil(1024)).unwrap_or(AT_WORK).max(1);
-    let _share = reviewer
+    let share = reviewer
         .at_work
         .acquire_many(share)
         .await
@@ -130,9 +144,7 @@ async fn answer(reviewer: &Reviewer, headers: &HeaderMap, body: Body) -> Result<
         }
     };
     let request = parse(&bytes).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
-    drop(bytes);
-    let response = reviewer.respond(&request).await?;
-    Ok(json!({ "apiVersion": API_VERSION, "kind": KIND, "response": response }))
+    Ok((request, share))
 }
 
 fn is_too_large(error: &axum::Error) -> bool {
@@ -163,7 +175,7 @@ impl Reviewer {
             || request.operation != "CREATE"
         {
             self.count("not_asked");
-            return Ok(json!({ "uid": request.uid, "allowed": true }));
+            return Ok(allowed(&request.uid, &[]));
         }
         let review = match self.decide(request).await {
             Ok(review) => review,
@@ -197,6 +209,29 @@ impl Reviewer {
         Ok(response(request, &review))
     }
 
+    fn judge(&self, request: &Request) -> Value {
+        let old = Some(&request.old_object).filter(|old| !old.is_null());
+        let review = admission::review(&request.object, old);
+        if !review.refusals.is_empty() {
+            self.count("policy_refused");
+            return denied(&request.uid, StatusCode::UNPROCESSABLE_ENTITY, &review.refusals.join("; "));
+        }
+        self.count("policy_taken");
+        allowed(&request.uid, &review.warnings)
+    }
+
+    fn answer(&self, answer: Result<Value, Refusal>) -> Response {
+        match answer {
+            Ok(response) => {
+                Json(json!({ "apiVersion": API_VERSION, "kind": KIND, "response": response })).into_response()
+            }
+            Err((status, why)) => {
+                self.count("invalid");
+                (status, format!("{why}\n")).into_response()
+            }
+        }
+    }
+
     /// By what the watch saw, and, where that would keep a sidecar out, by what the API says now.
     async fn decide(&self, request: &Request) -> anyhow::Result<Review> {
         if let Some(seen) = self.namespaces.seen(&request.namespace) {
@@ -218,6 +253,15 @@ impl Reviewer {
     }
 }
 
+fn allowed(uid: &str, warnings: &[String]) -> Value {
+    let mut response = json!({ "uid": uid, "allowed": true });
+    if !warnings.is_empty() {
+        let short = |warning: &String| warning.chars().take(MAX_WARNING).collect::<String>();
+        response["warnings"] = warnings.iter().map(short).collect();
+    }
+    response
+}
+
 fn denied(uid: &str, code: StatusCode, message: &str) -> Value {
     json!({ "uid": uid, "allowed": false, "status": { "code": code.as_u16(), "message": message } })
 }
@@ -227,15 +271,11 @@ fn response(request: &Request, review: &Review) -> Value {
         let faults: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
         return denied(&request.uid, StatusCode::FORBIDDEN, &faults.join("; "));
     }
-    let mut response = json!({ "uid": request.uid, "allowed": true });
+    let mut response = allowed(&request.uid, &review.warnings);
     if let Some(pod) = &review.pod {
         let operations = Value::from(patch::between(&request.object, pod)).to_string();
         response["patchType"] = "JSONPatch".into();
         response["patch"] = json!(ByteString(operations.into_bytes()));
-    }
-    if !review.warnings.is_empty() {
-        let short = |warning: &String| warning.chars().take(MAX_WARNING).collect::<String>();
-        response["warnings"] = review.warnings.iter().map(short).collect();
     }
     response
 }

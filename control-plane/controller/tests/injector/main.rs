@@ -147,7 +147,11 @@ struct Client {
 
 impl Client {
     async fn send(&mut self, method: Method, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
-        let uri = format!("https://{HOST}/inject?timeout=10s");
+        self.send_to("/inject", method, body).await
+    }
+
+    async fn send_to(&mut self, path: &str, method: Method, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
+        let uri = format!("https://{HOST}{path}?timeout=10s");
         let request = Request::builder().method(method).uri(uri).header("content-type", "application/json");
         let request = request.body(Full::new(body.into())).unwrap();
         let response = self.sender.send_request(request).await.unwrap();
@@ -161,7 +165,11 @@ impl Client {
     }
 
     async fn answered(&mut self, review: &Value) -> Value {
-        let (status, body) = self.send(Method::POST, review.to_string()).await;
+        self.answered_by("/inject", review).await
+    }
+
+    async fn answered_by(&mut self, path: &str, review: &Value) -> Value {
+        let (status, body) = self.send_to(path, Method::POST, review.to_string()).await;
         assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
         let answer: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(
@@ -318,6 +326,38 @@ async fn what_nobody_asked_about_passes() {
         let response = client.answered(&review(system, &pod(json!({})))).await;
         assert_eq!((&response["allowed"], &response["patch"]), (&json!(true), &Value::Null), "{system}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_judged_beyond_its_schema() {
+    let world = World::ready().await;
+    let mut client = world.client().await;
+    let policy = |path: &str| {
+        json!({
+            "apiVersion": "outrigger.dev/v1alpha1", "kind": "AccessPolicy",
+            "metadata": { "name": "a", "namespace": "shop" },
+            "spec": {
+                "targetRef": { "kind": "Service", "name": "orders" },
+                "rules": [{ "action": "Deny", "to": [{ "paths": [{ "type": "RegularExpression", "value": path }] }] }],
+            },
+        })
+    };
+    let mut asked = review("shop", &policy("a("));
+    asked["request"]["kind"] =
+        json!({ "group": "outrigger.dev", "version": "v1alpha1", "kind": "AccessPolicy" });
+    let refused = client.answered_by("/policies", &asked).await;
+    assert_eq!((&refused["allowed"], &refused["status"]["code"]), (&json!(false), &json!(422)), "{refused}");
+    let message = refused["status"]["message"].as_str().unwrap();
+    assert!(message.starts_with("spec.rules[0].to[0].paths[0]: "), "{message}");
+
+    // Who removes a finalizer has not written the expression.
+    asked["request"]["operation"] = json!("UPDATE");
+    asked["request"]["oldObject"] = policy("a(");
+    assert_eq!(client.answered_by("/policies", &asked).await["allowed"], true);
+    asked["request"]["oldObject"] = policy("/b");
+    assert_eq!(client.answered_by("/policies", &asked).await["allowed"], false);
+    asked["request"]["object"] = policy("/a.*");
+    assert_eq!(client.answered_by("/policies", &asked).await["allowed"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,11 +9,12 @@
 
 mod config;
 mod machine;
+mod mesh;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -30,6 +31,8 @@ use crate::network::{Host, Network};
 use crate::process::Process;
 use crate::sandbox;
 use crate::wait::wait_until;
+
+pub use mesh::{APP, LIMIT, chart};
 
 /// The node's name.
 pub const NAME: &str = "node";
@@ -145,13 +148,13 @@ impl Node {
         config::socket(&self.home)
     }
 
-    /// Runs `kubectl` as the administrator; what it printed, if it succeeded.
-    pub async fn kubectl<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Output> {
+    /// Runs `kubectl` as the administrator; what it printed.
+    pub async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(sandbox::get().tool("kubectl")?);
         command.arg("--kubeconfig").arg(self.cluster.kubeconfig()).args(arguments);
         // Its cache would lie in the home of who runs the suite.
         command.env("KUBECACHEDIR", self.home.join("kubectl"));
-        self.host().finish(command).await
+        self.host().output(command).await
     }
 
     /// Runs a command in a container; its standard output.
@@ -162,9 +165,7 @@ impl Node {
         container: &str,
         command: &[&str],
     ) -> anyhow::Result<String> {
-        let front = ["exec", "-n", namespace, pod, "-c", container, "--"];
-        let output = self.kubectl(front.into_iter().chain(command.iter().copied())).await?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.kubectl(&[&["exec", "-n", namespace, pod, "-c", container, "--"], command].concat()).await
     }
 
     /// From now on this host reaches pods and Services at their own addresses, and pods reach it.

@@ -1,0 +1,122 @@
+//! Gateway API's own conformance suite, on a node with the mesh: both profiles of meshes with every extended feature that there
+//! is, nothing skipped. Its report is published as it is, but for the day.
+#![allow(clippy::doc_markdown, reason = "Kubernetes' words")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use outrigger_e2e::figures::{Figure, record};
+use outrigger_e2e::kubernetes::images::Image;
+use outrigger_e2e::kubernetes::node::{Node, chart};
+use outrigger_e2e::network::Network;
+use outrigger_e2e::sandbox;
+use outrigger_e2e::suite::{case, suite};
+
+/// Core, and the extended features of meshes that version 1.6 of the Gateway API knows.
+const FEATURES: [&str; 12] = [
+    "Mesh",
+    "HTTPRoute",
+    "GRPCRoute",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+];
+/// What the suite's manifests run; here it is made of the same sources.
+const ECHO: &str = "registry.k8s.io/gateway-api/echo-advanced:v1.5.1";
+/// The suite waits for pods, statuses and data paths, one test after the other: about 3 minutes.
+const LIMIT: Duration = Duration::from_mins(15);
+
+fn main() -> ExitCode {
+    let conformance = case("profiles MESH-HTTP and MESH-GRPC, core and all extended features", conformance);
+    suite("kubernetes_conformance", World::build, vec![conformance.within(LIMIT)])
+}
+
+struct World {
+    node: Node,
+    _network: Network,
+}
+
+impl World {
+    async fn build() -> anyhow::Result<Self> {
+        let network = Network::new().await?;
+        let node = Node::start(&network).await?;
+        node.add_mesh().await?;
+        node.add(&echo()?).await?;
+        let crds = sandbox::get().tool("gateway-api-crds")?;
+        // Some of them are larger than what a client-side apply can note.
+        node.kubectl(&["apply", "--server-side", "--filename", &crds.display().to_string()]).await?;
+        let chart = chart("outrigger");
+        let namespace = ["--namespace", "outrigger-system", "--create-namespace"];
+        node.helm(&[&["install", "outrigger", &chart, "--wait"], &namespace[..]].concat()).await?;
+        Ok(Self { node, _network: network })
+    }
+}
+
+fn echo() -> anyhow::Result<Image> {
+    let own = rcgen::generate_simple_self_signed(["echo".to_owned()]).context("making a certificate")?;
+    Image::new(ECHO)?
+        .program(&sandbox::get().tool("echo-server")?, "/bin/server")?
+        .program(&sandbox::get().tool("echo-client")?, "/bin/client")?
+        .file("/cert.crt", &own.cert.pem())?
+        .file("/cert.key", &own.signing_key.serialize_pem())
+        .map(|image| image.entrypoint(["/bin/server"]))
+}
+
+async fn conformance(world: Arc<World>) -> anyhow::Result<()> {
+    let report = sandbox::get().work.join("report.yaml");
+    let mut command = Command::new(sandbox::get().tool("gateway-conformance")?);
+    command.env("KUBECONFIG", world.node.cluster().kubeconfig());
+    command.args(["-test.run", "^TestConformance$", "-test.v", "-test.timeout", "14m"]);
+    command.args([
+        "-conformance-profiles",
+        "MESH-HTTP,MESH-GRPC",
+        "-supported-features",
+        &FEATURES.join(","),
+    ]);
+    command.args(["-namespace-labels", "outrigger.dev/inject=enabled", "-mesh-name", "outrigger"]);
+    command.args(["-organization", "outrigger", "-project", "outrigger", "-url", "https://outrigger.dev"]);
+    command.args(["-version", env!("CARGO_PKG_VERSION"), "-contact", "https://outrigger.dev/contact"]);
+    // One test, for who looks into a failure.
+    if let Ok(one) = std::env::var("OUTRIGGER_CONFORMANCE") {
+        command.args(["-run-test", &one]);
+    }
+    command.arg("-report-output").arg(&report);
+    let start = Instant::now();
+    let log = sandbox::get().logs.join("conformance");
+    let outcome = world.node.host().finish(command).await;
+    let said = match &outcome {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    fs::write(&log, &said).with_context(|| format!("writing {}", log.display()))?;
+    let failed: Vec<_> = said.lines().filter(|line| line.trim_start().starts_with("--- FAIL")).collect();
+    ensure!(outcome.is_ok(), "the suite failed; {} has all of it:\n{}", log.display(), failed.join("\n"));
+    let took = start.elapsed().as_secs_f64();
+    record(&[Figure::info("Gateway API conformance, both profiles of meshes", "s", took)])?;
+    published(&report)
+}
+
+/// The report under `docs/` is this one, but for the day on which it was made.
+fn published(report: &Path) -> anyhow::Result<()> {
+    let undated = |path: &Path| -> anyhow::Result<String> {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(text.lines().filter(|line| !line.starts_with("date:")).collect::<Vec<_>>().join("\n"))
+    };
+    let docs: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/gateway-api-conformance.yaml");
+    if std::env::var_os("OUTRIGGER_REGENERATE").is_some() {
+        fs::copy(report, &docs).with_context(|| format!("writing {}", docs.display()))?;
+    }
+    let (now, then) = (undated(report)?, undated(&docs)?);
+    ensure!(now == then, "the report is another one than {}:\n{now}", docs.display());
+    Ok(())
+}
