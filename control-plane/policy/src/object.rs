@@ -7,7 +7,9 @@ use serde::de::{self, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::kind::{Key, Kind};
-use crate::kinds::{AccessPolicy, ExternalService, GrpcRoute, HttpRoute, MeshDefaults, TrafficPolicy};
+use crate::kinds::{
+    AccessPolicy, ExternalService, GrpcRoute, HttpRoute, MeshDefaults, ParentReference, TrafficPolicy,
+};
 
 /// Who and where an object is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +118,15 @@ impl Spec {
             Self::ExternalService(_) => Kind::ExternalService,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
+        }
+    }
+
+    /// What a route belongs to.
+    pub(crate) fn parents(&self) -> Option<&[ParentReference]> {
+        match self {
+            Self::HttpRoute(HttpRoute { parent_refs, .. })
+            | Self::GrpcRoute(GrpcRoute { parent_refs, .. }) => Some(parent_refs),
+            _ => None,
         }
     }
 }

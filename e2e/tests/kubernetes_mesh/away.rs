@@ -9,6 +9,7 @@ use outrigger_e2e::kubernetes::node::{APP, LIMIT};
 use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
 use outrigger_e2e::load::{Load, Plan};
 use outrigger_e2e::suite::{Case, case, length};
+use outrigger_e2e::wait::wait_until;
 
 use crate::world::{MESH, SHOP, World, is_injected};
 
@@ -44,15 +45,21 @@ async fn scale(world: &World, name: &str, replicas: u32) -> anyhow::Result<()> {
         .node
         .kubectl(&["scale", &format!("deployment/{name}"), "-n", MESH, &format!("--replicas={replicas}")])
         .await?;
-    world.node.rolled_out(MESH, name).await
+    world.node.rolled_out(MESH, name).await?;
+    let component = format!("app.kubernetes.io/component={}", &name["outrigger-".len()..]);
+    // A pod that was told to end still serves whoever is on the way.
+    wait_until(LIMIT, "the pods to be gone", || async {
+        let left = world.node.kubectl(&["get", "pods", "-n", MESH, "-l", &component, "-o", "name"]).await?;
+        ensure!(left.lines().count() == replicas as usize, "{left}");
+        Ok(())
+    })
+    .await
 }
 
 async fn injector(world: Arc<World>) -> anyhow::Result<()> {
     scale(&world, "outrigger-injector", 0).await?;
-    let refused = apply(&world.node.client(), &pod("labelled", SHOP))
-        .await
-        .err()
-        .context("a pod was let in without a sidecar")?;
+    let refused =
+        apply(&world.node.client(), &pod("labelled", SHOP)).await.err().context("a pod was let in")?;
     let refused = format!("{refused:#}");
     ensure!(refused.contains("outrigger"), "the refusal does not say whose it is: {refused}");
     println!("refused: {refused}");

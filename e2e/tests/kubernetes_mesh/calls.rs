@@ -41,7 +41,7 @@ async fn identities(world: Arc<World>) -> anyhow::Result<()> {
         ensure!(is_injected(&pod), "{} was not injected", pod.name_any());
     }
     let seen = wait_until(LIMIT, "a call", || reflected(&world)).await?;
-    let caller = "outrigger-client-id: spiffe://outrigger.local/ns/shop/sa/web";
+    let caller = r#"["outrigger-client-id","spiffe://outrigger.local/ns/shop/sa/web"]"#;
     ensure!(seen.contains(caller), "the application saw no {caller}:\n{seen}");
     Ok(())
 }

@@ -67,7 +67,7 @@ pub enum First {
 pub enum Plan {
     /// Connect now, pass bytes, look at nothing.
     Opaque,
-    /// Serve HTTP/1.x.
+    /// Serve HTTP: whatever does not begin with HTTP/2's preface is HTTP/1.x.
     Http1,
     /// Serve HTTP/2.
     Http2,

@@ -153,10 +153,11 @@ pub(crate) fn services(
 
 fn read<'a>(key: &'a Key, stored: &'a Stored, services: &Services) -> Option<Read<'a>> {
     let origin = key.to_string();
-    let mut reader = Reader { services, route: key, origin: &origin, faults: Vec::new() };
-    let (parents, rules) = match &stored.object.spec {
-        Spec::HttpRoute(route) => (&route.parent_refs, reader.http(&route.rules)),
-        Spec::GrpcRoute(route) => (&route.parent_refs, reader.grpc(&route.rules)),
+    let parents = stored.object.spec.parents()?;
+    let mut reader = Reader { services, route: key, parents, origin: &origin, faults: Vec::new() };
+    let rules = match &stored.object.spec {
+        Spec::HttpRoute(route) => reader.http(&route.rules),
+        Spec::GrpcRoute(route) => reader.grpc(&route.rules),
         _ => return None,
     };
     let references = Condition::references(&reader.faults);

@@ -13,9 +13,9 @@ use super::traffic::{BACKOFF, BUDGET_FLOOR, BUDGET_PERCENT, MAX_BACKOFF, MAX_BOD
 use crate::kind::Key;
 use crate::kinds::{
     BackendObjectReference, BackendRef, GrpcFilter, GrpcMatch, GrpcMethodMatch, GrpcRule, HeaderMatch,
-    HeaderModifier, HttpFilter, HttpHeader, HttpMatch, HttpRetry, HttpRule, MatchType, PathMatch,
-    PathMatchType, PathModifier, PathModifierType, QueryParamMatch, RequestMirror, RequestRedirect,
-    UrlRewrite,
+    HeaderModifier, HttpFilter, HttpHeader, HttpMatch, HttpRetry, HttpRule, MatchType, ParentReference,
+    PathMatch, PathMatchType, PathModifier, PathModifierType, QueryParamMatch, RequestMirror,
+    RequestRedirect, UrlRewrite,
 };
 
 /// A rule, and what it says of how its backends are called, which is the most specific word on it.
@@ -30,6 +30,7 @@ pub(crate) struct Rule {
 pub(crate) struct Reader<'a> {
     pub(crate) services: &'a Services,
     pub(crate) route: &'a Key,
+    pub(crate) parents: &'a [ParentReference],
     /// The route's key, for the origins.
     pub(crate) origin: &'a str,
     /// References that lead nowhere.
@@ -119,7 +120,9 @@ impl Reader<'_> {
             return Some((ConditionReason::InvalidKind, format!("{kind} {service} is not a Service")));
         }
         // Before the lookup: who may not refer to a service is not told whether there is one.
-        if !self.services.permit(self.route, namespace, &reference.name) {
+        let is_parent =
+            self.parents.iter().any(|parent| parent.is(&self.route.namespace, namespace, &reference.name));
+        if !is_parent && !self.services.permit(self.route, namespace, &reference.name) {
             let message = format!(
                 "no ReferenceGrant in namespace {namespace} lets {}s of namespace {} refer to service {service}",
                 self.route.kind, self.route.namespace

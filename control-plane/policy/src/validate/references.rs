@@ -17,11 +17,12 @@ pub(super) fn check(world: &World<'_>, object: &Object, report: &mut Report<'_>)
         Spec::TrafficPolicy(spec) => traffic(world, object, spec, report),
         Spec::AccessPolicy(spec) => access(world, namespace, spec, report),
         Spec::ExternalService(spec) => external(world, object, spec, report),
-        Spec::HttpRoute(route) => parents(world, namespace, &route.parent_refs, report),
-        Spec::GrpcRoute(route) => parents(world, namespace, &route.parent_refs, report),
+        Spec::HttpRoute(_) | Spec::GrpcRoute(_) => {}
     }
+    let named = object.spec.parents().unwrap_or_default();
+    parents(world, namespace, named, report);
     for (at, reference) in backends(object) {
-        backend(world, namespace, &at, &reference, report);
+        backend(world, (namespace, named), &at, &reference, report);
     }
 }
 
@@ -172,7 +173,7 @@ fn parents(world: &World<'_>, namespace: &str, parents: &[ParentReference], repo
 
 fn backend(
     world: &World<'_>,
-    namespace: &str,
+    (namespace, parents): (&str, &[ParentReference]),
     at: &str,
     reference: &BackendObjectReference,
     report: &mut Report<'_>,
@@ -182,7 +183,8 @@ fn backend(
     let (true, Some(number)) = (is_service, reference.port) else { return };
     let of = reference.namespace.as_deref().unwrap_or(namespace);
     let service = format!("{}.{of}", reference.name);
-    if !world.catalog.permits(report.key.kind, namespace, of, &reference.name) {
+    let is_parent = parents.iter().any(|parent| parent.is(namespace, of, &reference.name));
+    if !is_parent && !world.catalog.permits(report.key.kind, namespace, of, &reference.name) {
         let message = format!(
             "no ReferenceGrant in namespace {of} lets it refer to service {service}: its share of the requests gets 500"
         );

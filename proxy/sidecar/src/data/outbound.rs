@@ -146,7 +146,14 @@ async fn carry(worker: Rc<Worker>, mut stream: TcpStream, target: Target) -> Nex
     let mut buffer = Vec::new();
     let version = match plan(hint, memory, port) {
         Plan::Opaque => None,
-        Plan::Http1 => Some(Version::Http1),
+        Plan::Http1 => {
+            let first = tokio::select! {
+                first = first_bytes(&mut stream, &mut buffer, None) => first.unwrap_or(First::End),
+                () = silent_for_too_long(&worker.ctx.config.timeouts) => return Next::Done,
+            };
+            // "http" is what ports are called that also serve HTTP/2 to those who know it.
+            http_version(first).or(Some(Version::Http1))
+        }
         Plan::Http2 => Some(Version::Http2),
         Plan::Detect { early_connect_after } => {
             let decided = match decide(&route, &mut stream, &mut buffer, early_connect_after).await {

@@ -47,6 +47,21 @@ fn call(path: &str, body: BoxBody<Bytes, Infallible>) -> Request<BoxBody<Bytes, 
         .unwrap()
 }
 
+/// Kubernetes' ports are called `http` whatever version their application knows.
+#[tokio::test]
+async fn a_port_that_is_called_http_has_every_version() {
+    let app = http2_app(|request| async move {
+        assert_eq!(request.version(), Version::HTTP_2);
+        Response::new(full("two"))
+    })
+    .await;
+    let pair = pair(app, Protocol::Http1);
+    let mut client = http2(pair.address).await;
+    let sent = client.send_request(call("/", full("")));
+    let (head, body, _) = whole(soon("the call", sent).await.unwrap()).await;
+    assert_eq!((head.status, body.as_ref()), (StatusCode::OK, b"two".as_ref()));
+}
+
 #[tokio::test]
 async fn a_call_passes_with_metadata_and_trailers() {
     let app = http2_app(|request| async move {

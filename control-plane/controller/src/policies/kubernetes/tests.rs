@@ -416,19 +416,18 @@ async fn statuses_are_written_once_and_leave_others_alone() {
 
 #[test]
 fn what_is_refused_names_the_grant_that_is_missing() {
-    let mut held = read();
-    let parents = json!([{"group": "", "kind": "Service", "name": "web"}]);
-    held.put(Resource::Policy(Kind::HttpRoute), at(route("mesh", &parents), "1", 10, 1), false);
-    let picture = held.picture(&Picture::default());
-    let catalog = Catalog { grants: picture.grants.clone(), ..Catalog::default() };
-    let resolved = resolve(&picture.policies, &catalog);
-    let messages: Vec<&str> = resolved
-        .conditions(&key("HTTPRoute shop/mesh"))
-        .iter()
-        .map(|condition| &*condition.message)
-        .collect();
-    assert!(
-        messages.iter().any(|text| text.contains("no ReferenceGrant in namespace other")),
-        "{messages:?}"
-    );
+    let asks_for_a_grant = |parents: &Value| {
+        let mut held = read();
+        held.put(Resource::Policy(Kind::HttpRoute), at(route("mesh", parents), "1", 10, 1), false);
+        let picture = held.picture(&Picture::default());
+        let catalog = Catalog { grants: picture.grants.clone(), ..Catalog::default() };
+        let resolved = resolve(&picture.policies, &catalog);
+        let mut messages = resolved.conditions(&key("HTTPRoute shop/mesh")).iter().map(|one| &one.message);
+        messages.any(|text| text.contains("no ReferenceGrant in namespace other"))
+    };
+    assert!(asks_for_a_grant(&json!([{"group": "", "kind": "Service", "name": "web"}])));
+    // A consumer's route: its requests go to that Service without it, too.
+    let parent = |name| json!([{"group": "", "kind": "Service", "name": name, "namespace": "other"}]);
+    assert!(!asks_for_a_grant(&parent("orders")));
+    assert!(asks_for_a_grant(&parent("payments")));
 }
