@@ -8,6 +8,7 @@ UPDATE ?=
 FUZZ ?= 20
 KEEP ?=
 STOP ?=
+FULL ?=
 BENCH ?=
 ARCH ?=
 TAG ?=
@@ -88,12 +89,14 @@ test-root: need-rust need-cc need-go need-python need-curl tools build ## The su
 	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features debian $(ROOT_SUITES:%=--test %)
 
 .PHONY: tools-node
-tools-node: need-go ## Build what a Kubernetes node is made of
-	@e2e/tools/build.sh api node
+tools-node: need-go ## Build what a Kubernetes node is made of, and the Gateway API's conformance suite
+	@e2e/tools/build.sh api node conformance
+
+NODE_SUITES := kubernetes_node kubernetes_readme kubernetes_conformance kubernetes_mesh
 
 .PHONY: kubernetes
 ifdef STOP
-kubernetes: ## Suites on a real Kubernetes node (root; KEEP=1: leave a node up to work with; STOP=1: take it down)
+kubernetes: ## Suites on a real Kubernetes node (root; FULL=1: at full length; KEEP=1: leave a node up to work with; STOP=1: take it down)
 	$(CARGO) run --locked -q -p outrigger-e2e --bin e2e-node -- stop
 else ifdef KEEP
 kubernetes: need-rust need-cc need-go need-node tools-node build
@@ -101,7 +104,7 @@ kubernetes: need-rust need-cc need-go need-node tools-node build
 else
 kubernetes: need-rust need-cc need-go need-node tools-node build
 	@$(BIN)/e2e-node stop
-	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features node --test kubernetes_node --test kubernetes_mesh
+	OUTRIGGER_ROOT_SUITES=1 $(if $(FULL),OUTRIGGER_SOAK=1) $(CARGO) test --locked -p outrigger-e2e --features node $(NODE_SUITES:%=--test %)
 endif
 
 .PHONY: soak

@@ -96,6 +96,7 @@ fn serve() -> anyhow::Result<()> {
         let network = Network::new().await?;
         let start = Instant::now();
         let mut node = Node::start(&network).await?;
+        node.add_mesh().await?;
         node.host().run(|| async { show_network() }).await?;
         let folder = folder()?;
         let cluster = node.cluster();
@@ -171,17 +172,18 @@ fn load(socket: &Path) -> String {
 fn usage(folder: &Path, took: Duration) -> String {
     let enter = folder.join("enter");
     let (enter, tools) = (enter.display(), folder.with_file_name("tools"));
-    let (tools, binaries) = (tools.display(), folder.with_file_name("debug"));
+    let binaries = folder.with_file_name("debug");
+    let (tools, binaries) = (tools.display(), binaries.display());
     format!(
         "A node is up (it took {:.0} s). Commands run in its network, as its administrator, by `enter`:\n\n\
          \x20 {enter} {tools}/kubectl get pods -A\n\
          \x20 {enter} {tools}/helm list -A\n\
-         \x20 {enter} {}/outrigger version\n\
+         \x20 {enter} {tools}/helm install outrigger charts/outrigger -n outrigger-system --create-namespace   # its images are there\n\
+         \x20 {enter} {binaries}/outrigger check\n\
          \x20 {enter} bash          # everything else: curl to pods and Services, ip, nft\n\
          \x20 {}/load IMAGES.tar    # what `docker save` or `buildah push` wrote\n\n\
          `make kubernetes STOP=1`, or the next `make kubernetes`, takes it down.\n",
         took.as_secs_f64(),
-        binaries.display(),
         folder.display(),
     )
 }

@@ -4,6 +4,7 @@
 
 mod away;
 mod calls;
+mod cni;
 mod people;
 mod pods;
 mod rolls;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     cases.extend(rolls::cases());
     cases.extend(away::cases());
     cases.extend(people::cases());
+    cases.extend(cni::cases());
     cases.push(case("the mesh's accounts use all that they may, and are denied nothing", people::rights));
     cases.push(case("helm uninstall leaves pods that start and policies that are kept", world::uninstalled));
     suite("kubernetes_mesh", World::build, cases)

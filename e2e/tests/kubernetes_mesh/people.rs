@@ -44,10 +44,10 @@ spec:
 ---
 apiVersion: outrigger.dev/v1alpha1
 kind: ExternalService
-metadata: {{ name: people, namespace: people }}
+metadata: {{ name: partner, namespace: people }}
 spec:
-  hosts: [people.example]
-  ports: [{{ name: http, port: {port}, protocol: http }}]
+  hosts: [partner.example]
+  ports: [{{ name: http, port: {port}, protocol: HTTP }}]
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -80,12 +80,13 @@ async fn command_line(world: Arc<World>) -> anyhow::Result<()> {
     };
     let checked = outrigger(&["check"]).await?;
     println!("{checked}");
-    let services = outrigger(&["services", "-n", SHOP]).await?;
+    let services = outrigger(&["services"]).await?;
     ensure!(services.contains("orders") && services.contains("kubernetes"), "{services}");
     let proxies = outrigger(&["proxies"]).await?;
-    ensure!(proxies.contains("shop/web"), "{proxies}");
-    let explained = outrigger(&["policy", "explain", "-n", SHOP, "--from", "web", "--to", "orders"]).await?;
-    ensure!(explained.contains("Allow"), "{explained}");
+    ensure!(proxies.contains("ns/shop/sa/web"), "{proxies}");
+    let explained =
+        outrigger(&["policy", "explain", "-n", SHOP, "--from", "web", "--to", "orders:80"]).await?;
+    ensure!(explained.contains("orders.shop"), "{explained}");
 
     world.node.kubectl(&["create", "namespace", "people"]).await?;
     let path = file.display().to_string();
@@ -97,9 +98,14 @@ async fn command_line(world: Arc<World>) -> anyhow::Result<()> {
             world.node.kubectl(&["get", "accesspolicy", "people", "-n", "people", "-o", "yaml"]).await?;
         ensure!(shown.contains(step), "{shown}");
         // Each kind's status is written, too: the leader may do so.
-        for kind in
-            ["meshdefaults/default", "accesspolicy/people", "trafficpolicy/people", "externalservice/people"]
-        {
+        for kind in [
+            "meshdefaults/default",
+            "accesspolicy/people",
+            "trafficpolicy/people",
+            "externalservice/partner",
+            "httproute/people",
+            "grpcroute/people",
+        ] {
             wait_until(LIMIT, kind, || async {
                 let shown = world.node.kubectl(&["get", kind, "-n", "people", "-o", "yaml"]).await?;
                 ensure!(shown.contains("conditions:"), "no status: {shown}");
