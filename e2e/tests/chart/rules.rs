@@ -94,8 +94,13 @@ fn rights_are_named_one_by_one() {
 
 #[test]
 fn everything_is_in_the_meshs_namespace() {
-    const OF_NO_NAMESPACE: [&str; 4] =
-        ["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration"];
+    const OF_NO_NAMESPACE: [&str; 5] = [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "MutatingWebhookConfiguration",
+        "ValidatingWebhookConfiguration",
+    ];
     for_each(|variant, objects| {
         for object in objects {
             let wanted = if OF_NO_NAMESPACE.iter().any(|kind| object["kind"] == **kind) {

@@ -11,6 +11,8 @@ use outrigger_e2e::suite::{Case, case, is_soak};
 
 use crate::world::{MESH, SHOP, World, deployment};
 
+/// The tag of other images.
+const REBUILT: &str = "rebuilt";
 /// Requests a second.
 const RATE: u32 = 500;
 
@@ -24,7 +26,7 @@ pub(crate) fn cases() -> Vec<Case<World>> {
             roll(world, Call::Grpc)
         }),
         case("a Deployment rolls under load, an application that exits at once, retries", exits_at_once),
-        case("helm upgrade to other values under load", upgrade),
+        case("helm upgrade to other values and to a rebuilt image, under load", upgrade),
     ]
 }
 
@@ -80,33 +82,29 @@ async fn exits_at_once(world: Arc<World>) -> anyhow::Result<()> {
 }
 
 async fn upgrade(world: Arc<World>) -> anyhow::Result<()> {
+    world.node.add_rebuilt_mesh(REBUILT).await?;
     let web = world.web().await?;
     let target = world.node.service(SHOP, "orders", 80).await?;
     let load = Load::start(&web, Plan::new(RATE, target, "orders", "/whoami"));
-    world
-        .node
-        .helm(&[
-            "upgrade",
-            "outrigger",
-            &chart("outrigger"),
-            "--namespace",
-            MESH,
-            "--wait",
-            "--set",
-            "log.level=debug",
-            "--set",
-            "controller.replicas=2",
-        ])
-        .await?;
-    for name in ["outrigger-controller", "outrigger-injector"] {
-        world.node.rolled_out(MESH, name).await?;
+    let chart = chart("outrigger");
+    let release = ["upgrade", "outrigger", &chart, "--namespace", MESH, "--wait"];
+    for values in ["log.level=debug,controller.replicas=2", &format!("image.tag={REBUILT}")] {
+        world.node.helm(&[&release[..], &["--reset-then-reuse-values", "--set", values]].concat()).await?;
+        for name in ["outrigger-controller", "outrigger-injector"] {
+            world.node.rolled_out(MESH, name).await?;
+        }
     }
     let outcome = load.stop().await?;
     report("helm upgrade", &outcome)?;
     ensure!(outcome.failed() == 0, "failed requests: {:?}", outcome.failures);
-    // The webhook's certificate is known to the API server still: a new pod is injected.
+    // The webhook's certificate is known to the API server still: a new pod is injected, and its sidecar is of the new image.
     world.node.kubectl(&["rollout", "restart", "deployment/web", "-n", SHOP]).await?;
-    world.node.rolled_out(SHOP, "web").await
+    world.node.rolled_out(SHOP, "web").await?;
+    for pod in world.node.pods(SHOP, "app=web").await? {
+        let text = serde_json::to_string(&pod.spec)?;
+        ensure!(text.contains(&format!("outrigger-proxy:{REBUILT}")), "its sidecar is another one: {text}");
+    }
+    Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of one run are far below 2^52")]

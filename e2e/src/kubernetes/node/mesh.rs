@@ -38,13 +38,18 @@ impl Node {
                 self.import(&built).await?;
                 continue;
             }
-            let path = format!("/{name}");
-            let image = Image::new(&format!("localhost/{name}:{}", env!("CARGO_PKG_VERSION")))?
-                .program(&sandbox::get().binary(name)?, &path)?;
-            self.add(&image.entrypoint([path.as_str()]).user(user)).await?;
+            self.add(&image(name, user, env!("CARGO_PKG_VERSION"))?).await?;
         }
         let app = Image::new(APP)?.program(&sandbox::get().binary("e2e-app")?, "/bin/e2e-app")?;
         self.add(&app.entrypoint(["/bin/e2e-app"])).await
+    }
+
+    /// Puts other images of the mesh beside those of [`Self::add_mesh`], of the same programs, as a newer build is.
+    pub async fn add_rebuilt_mesh(&self, tag: &str) -> anyhow::Result<()> {
+        for (name, user) in IMAGES {
+            self.add(&image(name, user, tag)?.file("/build", tag)?).await?;
+        }
+        Ok(())
     }
 
     /// Runs Helm as the administrator; what it printed.
@@ -99,6 +104,14 @@ impl Node {
         let address = service.spec.and_then(|spec| spec.cluster_ip).context("a Service has an address")?;
         Ok(SocketAddr::new(address.parse()?, port))
     }
+}
+
+/// An image that holds a binary that all suites run.
+fn image(name: &str, user: &str, tag: &str) -> anyhow::Result<Image> {
+    let path = format!("/{name}");
+    let image =
+        Image::new(&format!("localhost/{name}:{tag}"))?.program(&sandbox::get().binary(name)?, &path)?;
+    Ok(image.entrypoint([path.as_str()]).user(user))
 }
 
 /// A chart of this checkout.
