@@ -10,6 +10,7 @@ use outrigger_e2e::kubernetes::node::{APP, CNI_CONFIG, LIMIT, chart};
 use outrigger_e2e::kubernetes::{apply, gone, pod_ready, wait_for};
 use outrigger_e2e::suite::{Case, case};
 use outrigger_e2e::wait::wait_until;
+use serde_json::Value;
 
 use crate::world::{MESH, SHOP, World, is_injected};
 
@@ -49,15 +50,16 @@ spec:
     )
 }
 
-/// Every file of the node's CNI configuration.
-fn configuration() -> anyhow::Result<Vec<(String, String)>> {
+/// Every file of the node's CNI configuration; how it is laid out says nothing.
+fn configuration() -> anyhow::Result<Vec<(String, Value)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(CNI_CONFIG).with_context(|| format!("reading {CNI_CONFIG}"))? {
         let path = entry?.path();
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        files.push((path.display().to_string(), text));
+        let content = serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+        files.push((path.display().to_string(), content));
     }
-    files.sort();
+    files.sort_by(|one, other| one.0.cmp(&other.0));
     Ok(files)
 }
 
@@ -70,12 +72,22 @@ async fn upgrade(world: &World, more: &[&str]) -> anyhow::Result<()> {
 async fn plugin(world: Arc<World>) -> anyhow::Result<()> {
     let before = configuration()?;
     let profile = format!("{}/profiles/cni.yaml", chart("outrigger"));
-    upgrade(&world, &["--values", &profile]).await?;
-    let with = configuration()?;
-    ensure!(with.iter().any(|(_, text)| text.contains("outrigger")), "the plugin is not in {with:?}");
+    // The programs that the suites run are three times as large as released ones, and the folder of plugins lies in memory here.
+    let room = "cni.resources.limits.memory=256Mi";
+    upgrade(&world, &["--values", &profile, "--set", room]).await?;
+    wait_until(LIMIT, "the plugin to be installed", || async {
+        let with = configuration()?;
+        ensure!(
+            with.iter().any(|(_, text)| text.to_string().contains("outrigger-cni")),
+            "it is not in {with:?}"
+        );
+        Ok(())
+    })
+    .await?;
 
-    // The injector takes the new mode when its pods are new, which `--wait` has waited for.
-    apply(&world.node.client(), &modest()).await?;
+    // An injector of the old mode still answers for a moment, on the connections that it has.
+    wait_until(LIMIT, "a pod to be let in", || async { apply(&world.node.client(), &modest()).await })
+        .await?;
     let pods = Api::<Pod>::namespaced(world.node.client(), "modest");
     wait_for(&pods, "app", LIMIT, "ready", pod_ready).await?;
     let pod = pods.get("app").await?;

@@ -1,6 +1,10 @@
 //! `outrigger-proxy cni agent`: keeps the plugin installed on its node.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -15,6 +19,8 @@ use super::{
 const LOOK: Duration = Duration::from_secs(1);
 /// What an executable must have.
 const EXECUTABLE: u32 = 0o755;
+/// The agent and the plugin are one program.
+const OURSELVES: &str = "/proc/self/exe";
 
 /// The flags: where the node's folders are mounted, and whose agent this is.
 #[derive(Debug, Args)]
@@ -63,12 +69,11 @@ fn check(arguments: &Arguments) -> anyhow::Result<()> {
 async fn keep(arguments: &Arguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let program = fs::read("/proc/self/exe").context("cannot read this program")?;
     let mut told = None;
     // What an earlier version has left may be as long as this program: it is replaced once in any case.
     let mut replaced = false;
     loop {
-        match install(arguments, &program, &mut replaced) {
+        match install(arguments, Path::new(OURSELVES), &mut replaced) {
             Ok(done) => {
                 for what in done {
                     tracing::info!("{what}");
@@ -93,12 +98,14 @@ async fn keep(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Makes the node as it shall be. The program first: a configuration that names a missing plugin starts no pod at all.
-fn install(arguments: &Arguments, program: &[u8], replaced: &mut bool) -> anyhow::Result<Vec<String>> {
+fn install(arguments: &Arguments, program: &Path, replaced: &mut bool) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
     let plugin = arguments.bin_dir.join(PLUGIN);
     let size = fs::metadata(&plugin).map_or(0, |found| found.len());
-    if !*replaced || size != program.len() as u64 {
-        conflist::replace(&plugin, program, EXECUTABLE)
+    let mut program = File::open(program).context("cannot read this program")?;
+    if !*replaced || size != program.metadata().context("cannot read this program")?.len() {
+        // The kernel copies: held in memory it would be most of what the agent needs.
+        conflist::replace(&plugin, &mut program, EXECUTABLE)
             .with_context(|| format!("cannot write {}", plugin.display()))?;
         *replaced = true;
         done.push(format!("{} is in place", plugin.display()));
@@ -172,7 +179,11 @@ mod tests {
             Arguments { bin_dir: folder("bin"), conf_dir: folder("net.d"), daemon_set: None, check: false };
         let (plugin, file) = (arguments.bin_dir.join(PLUGIN), arguments.conf_dir.join("10-pods.conflist"));
         let mut replaced = false;
-        let mut install = |program: &[u8]| super::install(&arguments, program, &mut replaced);
+        let program = node.path().join("program");
+        let mut install = |bytes: &[u8]| {
+            fs::write(&program, bytes).unwrap();
+            super::install(&arguments, &program, &mut replaced)
+        };
         let error = install(b"program").unwrap_err().to_string();
         assert!(error.contains("no network configuration"), "{error}");
         assert!(check(&arguments).is_err());

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::Read,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -60,15 +60,15 @@ pub(super) fn set(file: &Path, present: bool) -> anyhow::Result<bool> {
 }
 
 /// Writes a file beside its place and moves it there.
-pub(super) fn replace(file: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+pub(super) fn replace(file: &Path, mut bytes: impl Read, mode: u32) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     // No name that a runtime would take for a configuration or a plugin.
     let temporary = folder.join(format!(".{name}.outrigger-new"));
-    let write = || {
+    let mut write = || {
         let mut new = fs::File::create(&temporary)?;
         new.set_permissions(fs::Permissions::from_mode(mode))?;
-        new.write_all(bytes)?;
+        std::io::copy(&mut bytes, &mut new)?;
         new.sync_all()?;
         fs::rename(&temporary, file)
     };
