@@ -16,7 +16,7 @@ rules: [{ level: Metadata }]
 /// A request that the API server has answered.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 pub struct Request {
-    /// Who asked: `system:serviceaccount:<namespace>:<name>` for a service account.
+    /// Who asked: `system:serviceaccount:<namespace>:<name>` for a service account; empty where nobody was recognized.
     pub user: String,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`; a lower-case method where no resource is meant.
     pub verb: String,
@@ -47,6 +47,7 @@ struct Event {
 
 #[derive(Deserialize)]
 struct User {
+    #[serde(default)]
     username: String,
 }
 
