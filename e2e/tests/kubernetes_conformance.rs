@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use outrigger_e2e::figures::{Figure, record};
 use outrigger_e2e::kubernetes::images::Image;
-use outrigger_e2e::kubernetes::node::{Node, chart};
+use outrigger_e2e::kubernetes::node::Node;
 use outrigger_e2e::network::Network;
 use outrigger_e2e::sandbox;
 use outrigger_e2e::suite::{case, suite};
@@ -39,33 +39,20 @@ const FEATURES: [&str; 17] = [
 ];
 /// What the suite's manifests run; here it is made of the same sources.
 const ECHO: &str = "registry.k8s.io/gateway-api/echo-advanced:v1.5.1";
-/// The suite waits for pods, statuses and data paths, one test after the other: about 3 minutes.
+/// The suite waits for pods, statuses and data paths, one test after the other: about a minute.
 const LIMIT: Duration = Duration::from_mins(15);
 
 fn main() -> ExitCode {
     let conformance = case("profiles MESH-HTTP and MESH-GRPC, core and all extended features", conformance);
-    suite("kubernetes_conformance", World::build, vec![conformance.within(LIMIT)])
+    suite("kubernetes_conformance", build, vec![conformance.within(LIMIT)])
 }
 
-struct World {
-    node: Node,
-    _network: Network,
-}
-
-impl World {
-    async fn build() -> anyhow::Result<Self> {
-        let network = Network::new().await?;
-        let node = Node::start(&network).await?;
-        node.add_mesh().await?;
-        node.add(&echo()?).await?;
-        let crds = sandbox::get().tool("gateway-api-crds")?;
-        // Some of them are larger than what a client-side apply can note.
-        node.kubectl(&["apply", "--server-side", "--filename", &crds.display().to_string()]).await?;
-        let chart = chart("outrigger");
-        let namespace = ["--namespace", "outrigger-system", "--create-namespace"];
-        node.helm(&[&["install", "outrigger", &chart, "--wait"], &namespace[..]].concat()).await?;
-        Ok(Self { node, _network: network })
-    }
+async fn build() -> anyhow::Result<(Node, Network)> {
+    let (node, network) = Node::with_mesh().await?;
+    node.add(&echo()?).await?;
+    node.add_gateway_api().await?;
+    node.install().await?;
+    Ok((node, network))
 }
 
 fn echo() -> anyhow::Result<Image> {
@@ -78,10 +65,11 @@ fn echo() -> anyhow::Result<Image> {
         .map(|image| image.entrypoint(["/bin/server"]))
 }
 
-async fn conformance(world: Arc<World>) -> anyhow::Result<()> {
+async fn conformance(world: Arc<(Node, Network)>) -> anyhow::Result<()> {
+    let (node, _) = &*world;
     let report = sandbox::get().work.join("report.yaml");
     let mut command = Command::new(sandbox::get().tool("gateway-conformance")?);
-    command.env("KUBECONFIG", world.node.cluster().kubeconfig());
+    command.env("KUBECONFIG", node.cluster().kubeconfig());
     command.args(["-test.run", "^TestConformance$", "-test.v", "-test.timeout", "14m"]);
     command.args([
         "-conformance-profiles",
@@ -100,7 +88,7 @@ async fn conformance(world: Arc<World>) -> anyhow::Result<()> {
     command.arg("-report-output").arg(&report);
     let start = Instant::now();
     let log = sandbox::get().logs.join("conformance");
-    let outcome = world.node.host().finish(command).await;
+    let outcome = node.host().finish(command).await;
     let said = match &outcome {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => format!("{error:#}"),

@@ -18,32 +18,19 @@ const LOGGED: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let replay = case("the README's Kubernetes chapter is a transcript", replay);
-    suite("kubernetes_readme", World::build, vec![replay.within(LIMIT)])
+    suite("kubernetes_readme", Node::with_mesh, vec![replay.within(LIMIT)])
 }
 
-struct World {
-    node: Node,
-    _network: Network,
-}
-
-impl World {
-    async fn build() -> anyhow::Result<Self> {
-        let network = Network::new().await?;
-        let node = Node::start(&network).await?;
-        node.add_mesh().await?;
-        Ok(Self { node, _network: network })
-    }
-}
-
-async fn replay(world: Arc<World>) -> anyhow::Result<()> {
+async fn replay(world: Arc<(Node, Network)>) -> anyhow::Result<()> {
+    let (node, _) = &*world;
     let home = sandbox::get().work.join("home").display().to_string();
-    let kubeconfig = world.node.cluster().kubeconfig().display().to_string();
+    let kubeconfig = node.cluster().kubeconfig().display().to_string();
     transcript::replay("kubernetes", |command| {
         let patience = if command.starts_with("kubectl logs") { LOGGED } else { Duration::ZERO };
         // Helm and kubectl keep what they cache at home.
         let environment =
             vec![("KUBECONFIG".to_owned(), kubeconfig.clone()), ("HOME".to_owned(), home.clone())];
-        Ok(Shell { host: world.node.host().clone(), environment, patience })
+        Ok(Shell { host: node.host().clone(), environment, patience })
     })
     .await
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kind::Kind;
-use crate::kinds::{DefaultAction, Mtls};
+use crate::kind::{Key, Kind};
+use crate::kinds::{DefaultAction, Mtls, ParentReference};
 
 /// What is there, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,22 +57,24 @@ impl Default for Catalog {
     }
 }
 
-/// Whether the grants let a route of the kind and namespace name a Service as a backend. `None`: nobody asks for one.
+/// Whether a route with these parents may name a Service as a backend: one of its parents, where its requests go without it,
+/// too, one of its own namespace, or one that a grant names. No `grants`: nobody asks for one.
 pub(crate) fn permits(
     grants: Option<&BTreeSet<Grant>>,
-    kind: Kind,
-    namespace: &str,
+    route: &Key,
+    parents: &[ParentReference],
     to_namespace: &str,
     name: &str,
 ) -> bool {
     let Some(grants) = grants else { return true };
     let covers = |grant: &Grant| {
-        grant.from_kind == kind
-            && grant.from_namespace == namespace
+        grant.from_kind == route.kind
+            && grant.from_namespace == route.namespace
             && grant.to_namespace == to_namespace
             && grant.to_name.as_ref().is_none_or(|only| only == name)
     };
-    namespace == to_namespace || grants.iter().any(covers)
+    let is_parent = |parent: &ParentReference| parent.is(&route.namespace, to_namespace, name);
+    route.namespace == to_namespace || parents.iter().any(is_parent) || grants.iter().any(covers)
 }
 
 /// What holds where no `MeshDefaults` says otherwise.
@@ -252,9 +254,9 @@ pub fn split_service(full_name: &str) -> Option<(&str, &str)> {
 }
 
 impl Catalog {
-    /// Whether a route of the kind and namespace may name a Service as a backend.
-    pub fn permits(&self, kind: Kind, namespace: &str, to_namespace: &str, name: &str) -> bool {
-        permits(self.grants.as_ref(), kind, namespace, to_namespace, name)
+    /// Whether a route with these parents may name a Service as a backend.
+    pub fn permits(&self, route: &Key, parents: &[ParentReference], to_namespace: &str, name: &str) -> bool {
+        permits(self.grants.as_ref(), route, parents, to_namespace, name)
     }
 
     /// The service `<name>.<namespace>`.

@@ -16,7 +16,6 @@ use nix::unistd::Pid;
 
 use super::cgroups;
 use super::node::Node;
-use crate::network::Network;
 use crate::sandbox;
 
 const NAME: &str = "kept_node";
@@ -93,10 +92,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 fn serve() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
     runtime.block_on(async {
-        let network = Network::new().await?;
         let start = Instant::now();
-        let mut node = Node::start(&network).await?;
-        node.add_mesh().await?;
+        let (mut node, _network) = Node::with_mesh().await?;
         node.host().run(|| async { show_network() }).await?;
         let folder = folder()?;
         let cluster = node.cluster();

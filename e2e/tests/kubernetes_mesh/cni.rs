@@ -5,49 +5,20 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
-use outrigger_e2e::client;
-use outrigger_e2e::kubernetes::node::{APP, CNI_CONFIG, LIMIT, chart};
+use outrigger_e2e::kubernetes::node::{CNI_CONFIG, LIMIT};
 use outrigger_e2e::kubernetes::{apply, gone, pod_ready, wait_for};
 use outrigger_e2e::suite::{Case, case};
 use outrigger_e2e::wait::wait_until;
+use outrigger_e2e::{chart, client};
 use serde_json::Value;
 
-use crate::world::{MESH, SHOP, World, is_injected};
+use crate::world::{SHOP, World, is_injected, restricted};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![case(
         "with the CNI plugin restricted pods are in the mesh, and its removal restores the node",
         plugin,
     )]
-}
-
-/// Meets Pod Security `restricted`, by itself and with what the injector adds.
-fn modest() -> String {
-    format!(
-        r"---
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: modest
-  labels: {{ outrigger.dev/inject: enabled, pod-security.kubernetes.io/enforce: restricted }}
----
-apiVersion: v1
-kind: Pod
-metadata: {{ name: app, namespace: modest }}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: app
-    image: {APP}
-    args: [--http, '8080']
-    securityContext:
-      runAsNonRoot: true
-      runAsUser: 1000
-      allowPrivilegeEscalation: false
-      capabilities: {{ drop: [ALL] }}
-      seccompProfile: {{ type: RuntimeDefault }}
-"
-    )
 }
 
 /// Every file of the node's CNI configuration; how it is laid out says nothing.
@@ -63,18 +34,12 @@ fn configuration() -> anyhow::Result<Vec<(String, Value)>> {
     Ok(files)
 }
 
-async fn upgrade(world: &World, more: &[&str]) -> anyhow::Result<()> {
-    let chart = chart("outrigger");
-    let arguments = ["upgrade", "outrigger", &chart, "--namespace", MESH, "--reset-values", "--wait"];
-    world.node.helm(&[&arguments[..], more].concat()).await.map(drop)
-}
-
 async fn plugin(world: Arc<World>) -> anyhow::Result<()> {
     let before = configuration()?;
-    let profile = format!("{}/profiles/cni.yaml", chart("outrigger"));
+    let profile = chart::profile("cni").display().to_string();
     // The programs that the suites run are three times as large as released ones, and the folder of plugins lies in memory here.
     let room = "cni.resources.limits.memory=256Mi";
-    upgrade(&world, &["--values", &profile, "--set", room]).await?;
+    world.node.upgrade(&["--reset-values", "--values", &profile, "--set", room]).await?;
     wait_until(LIMIT, "the plugin to be installed", || async {
         let with = configuration()?;
         ensure!(
@@ -86,8 +51,10 @@ async fn plugin(world: Arc<World>) -> anyhow::Result<()> {
     .await?;
 
     // An injector of the old mode still answers for a moment, on the connections that it has.
-    wait_until(LIMIT, "a pod to be let in", || async { apply(&world.node.client(), &modest()).await })
-        .await?;
+    wait_until(LIMIT, "a pod to be let in", || async {
+        apply(&world.node.client(), &restricted("modest")).await
+    })
+    .await?;
     let pods = Api::<Pod>::namespaced(world.node.client(), "modest");
     wait_for(&pods, "app", LIMIT, "ready", pod_ready).await?;
     let pod = pods.get("app").await?;
@@ -105,7 +72,7 @@ async fn plugin(world: Arc<World>) -> anyhow::Result<()> {
     world.node.kubectl(&["delete", "namespace", "modest"]).await?;
     gone(&pods, "app", LIMIT).await?;
 
-    upgrade(&world, &[]).await?;
+    world.node.upgrade(&["--reset-values"]).await?;
     wait_until(LIMIT, "the node's configuration to be restored", || async {
         let now = configuration()?;
         ensure!(now == before, "it is {now:?}, and was {before:?}");

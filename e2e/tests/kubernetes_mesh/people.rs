@@ -19,8 +19,8 @@ pub(crate) fn cases() -> Vec<Case<World>> {
     vec![case("the command line needs a kubeconfig only: it looks, checks, writes and deletes", command_line)]
 }
 
-/// One object of each kind; what is applied the second time differs.
-fn policies(path: &str) -> String {
+/// One object of each kind, each with something that can change.
+fn policies((path, mtls, attempts, port): (&str, &str, u32, u16)) -> String {
     format!(
         r"
 apiVersion: outrigger.dev/v1alpha1
@@ -62,10 +62,7 @@ metadata: {{ name: people, namespace: people }}
 spec:
   parentRefs: [{{ group: '', kind: Service, name: people, port: 80 }}]
   rules: [{{ matches: [{{ method: {{ service: 'people{attempts}' }} }}], backendRefs: [{{ name: people, port: 80 }}] }}]
-",
-        mtls = if path == "/a" { "Permissive" } else { "Strict" },
-        attempts = if path == "/a" { 1 } else { 2 },
-        port = if path == "/a" { 80 } else { 81 },
+"
     )
 }
 
@@ -90,13 +87,13 @@ async fn command_line(world: Arc<World>) -> anyhow::Result<()> {
 
     world.node.kubectl(&["create", "namespace", "people"]).await?;
     let path = file.display().to_string();
-    for step in ["/a", "/b"] {
+    for step in [("/a", "Permissive", 1, 80), ("/b", "Strict", 2, 81)] {
         std::fs::write(&file, policies(step)).context("writing policies")?;
         let applied = outrigger(&["policy", "apply", "-f", &path]).await?;
         ensure!(applied.contains("AccessPolicy"), "{applied}");
         let shown =
             world.node.kubectl(&["get", "accesspolicy", "people", "-n", "people", "-o", "yaml"]).await?;
-        ensure!(shown.contains(step), "{shown}");
+        ensure!(shown.contains(step.0), "{shown}");
         // Each kind's status is written, too: the leader may do so.
         for kind in [
             "meshdefaults/default",

@@ -11,7 +11,7 @@ use outrigger_e2e::kubernetes::{apply, delete, gone, pod_ready, wait_for};
 use outrigger_e2e::suite::{Case, case};
 use outrigger_e2e::wait::wait_until;
 
-use crate::world::{SHOP, World, is_injected};
+use crate::world::{SHOP, World, is_injected, restricted};
 
 pub(crate) fn cases() -> Vec<Case<World>> {
     vec![
@@ -19,7 +19,7 @@ pub(crate) fn cases() -> Vec<Case<World>> {
         case("an init container of the application's own uses the mesh", init_container),
         case("a pod opts in alone, and another one out", opting),
         case("a pod of the node's network is left alone, and an event says why", host_network),
-        case("a restricted namespace is told what to do", restricted),
+        case("a restricted namespace is told what to do", not_permitted),
     ]
 }
 
@@ -144,31 +144,8 @@ spec:
     .await
 }
 
-async fn restricted(world: Arc<World>) -> anyhow::Result<()> {
-    let yaml = format!(
-        r"---
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: narrow
-  labels: {{ outrigger.dev/inject: enabled, pod-security.kubernetes.io/enforce: restricted }}
----
-apiVersion: v1
-kind: Pod
-metadata: {{ name: app, namespace: narrow }}
-spec:
-  containers:
-  - name: app
-    image: {APP}
-    securityContext:
-      runAsNonRoot: true
-      runAsUser: 1000
-      allowPrivilegeEscalation: false
-      capabilities: {{ drop: [ALL] }}
-      seccompProfile: {{ type: RuntimeDefault }}
-"
-    );
-    let refused = apply(&world.node.client(), &yaml).await.err();
+async fn not_permitted(world: Arc<World>) -> anyhow::Result<()> {
+    let refused = apply(&world.node.client(), &restricted("narrow")).await.err();
     let text = format!("{:#}", refused.unwrap_or_else(|| anyhow::anyhow!("it was let in")));
     ensure!(text.contains("cni.enabled"), "{text}");
     world.node.kubectl(&["delete", "namespace", "narrow"]).await?;

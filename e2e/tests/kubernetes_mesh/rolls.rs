@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use outrigger_e2e::figures::{Figure, record};
-use outrigger_e2e::kubernetes::node::chart;
 use outrigger_e2e::kubernetes::{apply, delete};
 use outrigger_e2e::load::{Call, Load, Outcome, Plan};
 use outrigger_e2e::suite::{Case, case, is_soak};
@@ -86,10 +85,8 @@ async fn upgrade(world: Arc<World>) -> anyhow::Result<()> {
     let web = world.web().await?;
     let target = world.node.service(SHOP, "orders", 80).await?;
     let load = Load::start(&web, Plan::new(RATE, target, "orders", "/whoami"));
-    let chart = chart("outrigger");
-    let release = ["upgrade", "outrigger", &chart, "--namespace", MESH, "--wait"];
     for values in ["log.level=debug,controller.replicas=2", &format!("image.tag={REBUILT}")] {
-        world.node.helm(&[&release[..], &["--reset-then-reuse-values", "--set", values]].concat()).await?;
+        world.node.upgrade(&["--reset-then-reuse-values", "--set", values]).await?;
         for name in ["outrigger-controller", "outrigger-injector"] {
             world.node.rolled_out(MESH, name).await?;
         }

@@ -6,15 +6,15 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use outrigger_e2e::chart;
 use outrigger_e2e::figures::{Figure, hold};
-use outrigger_e2e::kubernetes::node::{APP, LIMIT, Node, chart};
+use outrigger_e2e::kubernetes::node::{APP, LIMIT, Node};
 use outrigger_e2e::kubernetes::{apply, pod_ready};
 use outrigger_e2e::network::{Host, Network};
-use outrigger_e2e::sandbox;
 use outrigger_e2e::wait::wait_until;
 
 /// The namespace of the mesh.
-pub(crate) const MESH: &str = "outrigger-system";
+pub(crate) const MESH: &str = chart::NAMESPACE;
 /// The namespace of the sample applications.
 pub(crate) const SHOP: &str = "shop";
 /// Seconds from `helm install` until the control plane is ready.
@@ -30,26 +30,11 @@ pub(crate) struct World {
 impl World {
     /// Starts the node, gives it the images, and installs the chart.
     pub(crate) async fn build() -> anyhow::Result<Self> {
-        let network = Network::new().await?;
-        let node = Node::start(&network).await?;
-        node.add_mesh().await?;
+        let (node, network) = Node::with_mesh().await?;
         let world = Self { node, _network: network };
-        let crds = sandbox::get().tool("gateway-api-crds")?.display().to_string();
-        // Some of them are larger than what a client-side apply can note.
-        world.node.kubectl(&["apply", "--server-side", "--filename", &crds]).await?;
+        world.node.add_gateway_api().await?;
         let start = Instant::now();
-        world
-            .node
-            .helm(&[
-                "install",
-                "outrigger",
-                &chart("outrigger"),
-                "--namespace",
-                MESH,
-                "--create-namespace",
-                "--wait",
-            ])
-            .await?;
+        world.node.install().await?;
         let took = start.elapsed().as_secs_f64();
         hold(&[Figure::at_most("helm install, until the control plane is ready", "s", INSTALLED, took)])?;
         apply(&world.node.client(), &shop()).await?;
@@ -144,7 +129,7 @@ pub(crate) async fn installed(world: Arc<World>) -> anyhow::Result<()> {
             ensure!(restarts == 0, "{} has restarted {restarts} times", pod.name_any());
         }
     }
-    let listed = world.node.helm(&["status", "outrigger", "--namespace", MESH]).await?;
+    let listed = world.node.helm(&["status", "outrigger"]).await?;
     ensure!(listed.contains("STATUS: deployed"), "{listed}");
     Ok(())
 }
@@ -162,7 +147,7 @@ spec:
 /// The last case: nothing is there for others.
 pub(crate) async fn uninstalled(world: Arc<World>) -> anyhow::Result<()> {
     apply(&world.node.client(), KEPT).await?;
-    world.node.helm(&["uninstall", "outrigger", "--namespace", MESH, "--wait"]).await?;
+    world.node.helm(&["uninstall", "outrigger", "--wait"]).await?;
     let hooks = world.node.kubectl(&["get", "mutatingwebhookconfigurations", "-o", "name"]).await?;
     ensure!(!hooks.contains("outrigger"), "{hooks}");
     let policies = world.node.kubectl(&["get", "accesspolicies", "-n", SHOP, "-o", "name"]).await?;
@@ -173,7 +158,7 @@ pub(crate) async fn uninstalled(world: Arc<World>) -> anyhow::Result<()> {
     let pods = world.node.pods(SHOP, "app=web").await?;
     ensure!(pods.iter().all(|pod| !is_injected(pod)), "a pod was injected by nobody");
     // And back: what was kept is taken over.
-    world.node.helm(&["install", "outrigger", &chart("outrigger"), "--namespace", MESH, "--wait"]).await?;
+    world.node.install().await?;
     let policies = world.node.kubectl(&["get", "accesspolicies", "-n", SHOP, "-o", "name"]).await?;
     ensure!(policies.contains("accesspolicy.outrigger.dev/kept"), "{policies:?}");
     world.node.kubectl(&["rollout", "restart", "deployment/web", "-n", SHOP]).await?;
@@ -184,6 +169,35 @@ pub(crate) async fn uninstalled(world: Arc<World>) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// A namespace that is let in and permits `restricted` pods alone, with one that is so modest by itself.
+pub(crate) fn restricted(namespace: &str) -> String {
+    format!(
+        r"---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {namespace}
+  labels: {{ outrigger.dev/inject: enabled, pod-security.kubernetes.io/enforce: restricted }}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: app, namespace: {namespace} }}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: {APP}
+    args: [--http, '8080']
+    securityContext:
+      runAsNonRoot: true
+      runAsUser: 1000
+      allowPrivilegeEscalation: false
+      capabilities: {{ drop: [ALL] }}
+      seccompProfile: {{ type: RuntimeDefault }}
+"
+    )
 }
 
 /// Whether a pod has our sidecar.

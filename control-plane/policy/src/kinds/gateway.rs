@@ -80,8 +80,7 @@ impl ParentReference {
         matches!(self.group.as_deref(), Some("" | "core")) && self.kind.as_deref() == Some("Service")
     }
 
-    /// Whether it names this Service in a route of the namespace `route`. As a backend it needs no grant then: its requests go there
-    /// without the route, too.
+    /// Whether it names this Service in a route of the namespace `route`.
     pub(crate) fn is(&self, route: &str, namespace: &str, name: &str) -> bool {
         self.is_service() && self.name == name && self.namespace.as_deref().unwrap_or(route) == namespace
     }

@@ -120,9 +120,7 @@ impl Reader<'_> {
             return Some((ConditionReason::InvalidKind, format!("{kind} {service} is not a Service")));
         }
         // Before the lookup: who may not refer to a service is not told whether there is one.
-        let is_parent =
-            self.parents.iter().any(|parent| parent.is(&self.route.namespace, namespace, &reference.name));
-        if !is_parent && !self.services.permit(self.route, namespace, &reference.name) {
+        if !self.services.permit(self.route, self.parents, namespace, &reference.name) {
             let message = format!(
                 "no ReferenceGrant in namespace {namespace} lets {}s of namespace {} refer to service {service}",
                 self.route.kind, self.route.namespace

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::external::External;
 use crate::catalog::{self, Catalog, Grant};
 use crate::kind::Key;
+use crate::kinds::ParentReference;
 
 /// The services of the catalog and of `ExternalService`s, by `<name>.<namespace>`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -46,8 +47,14 @@ impl Services {
     }
 
     /// Whether a route may name the Service as a backend.
-    pub(crate) fn permit(&self, route: &Key, namespace: &str, name: &str) -> bool {
-        catalog::permits(self.grants.as_ref(), route.kind, &route.namespace, namespace, name)
+    pub(crate) fn permit(
+        &self,
+        route: &Key,
+        parents: &[ParentReference],
+        namespace: &str,
+        name: &str,
+    ) -> bool {
+        catalog::permits(self.grants.as_ref(), route, parents, namespace, name)
     }
 
     /// Why there is no such service, or no such port of it.

@@ -103,7 +103,8 @@ fn names(object: &Object, key: &Key) -> bool {
             };
             key.kind == kind && key.namespace == namespace && target.name.as_ref() == Some(&key.name)
         }
-        Spec::HttpRoute(route) => route.parent_refs.iter().any(parent) || sends(),
-        Spec::GrpcRoute(route) => route.parent_refs.iter().any(parent) || sends(),
+        Spec::HttpRoute(_) | Spec::GrpcRoute(_) => {
+            object.spec.parents().unwrap_or_default().iter().any(parent) || sends()
+        }
     }
 }

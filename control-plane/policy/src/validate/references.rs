@@ -22,7 +22,7 @@ pub(super) fn check(world: &World<'_>, object: &Object, report: &mut Report<'_>)
     let named = object.spec.parents().unwrap_or_default();
     parents(world, namespace, named, report);
     for (at, reference) in backends(object) {
-        backend(world, (namespace, named), &at, &reference, report);
+        backend(world, named, &at, &reference, report);
     }
 }
 
@@ -173,7 +173,7 @@ fn parents(world: &World<'_>, namespace: &str, parents: &[ParentReference], repo
 
 fn backend(
     world: &World<'_>,
-    (namespace, parents): (&str, &[ParentReference]),
+    parents: &[ParentReference],
     at: &str,
     reference: &BackendObjectReference,
     report: &mut Report<'_>,
@@ -181,10 +181,9 @@ fn backend(
     let is_service = matches!(reference.group.as_deref(), None | Some("" | "core"))
         && matches!(reference.kind.as_deref(), None | Some("Service"));
     let (true, Some(number)) = (is_service, reference.port) else { return };
-    let of = reference.namespace.as_deref().unwrap_or(namespace);
+    let of = reference.namespace.as_deref().unwrap_or(&report.key.namespace);
     let service = format!("{}.{of}", reference.name);
-    let is_parent = parents.iter().any(|parent| parent.is(namespace, of, &reference.name));
-    if !is_parent && !world.catalog.permits(report.key.kind, namespace, of, &reference.name) {
+    if !world.catalog.permits(&report.key, parents, of, &reference.name) {
         let message = format!(
             "no ReferenceGrant in namespace {of} lets it refer to service {service}: its share of the requests gets 500"
         );

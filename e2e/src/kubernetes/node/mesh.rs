@@ -1,9 +1,7 @@
 //! What suites do on a node that has the mesh: its images, its chart, and its pods as hosts of the network.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -13,9 +11,10 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
 use super::Node;
+use crate::chart;
 use crate::kubernetes::images::Image;
 use crate::kubernetes::objects::wait_for;
-use crate::network::Host;
+use crate::network::{Host, Network};
 use crate::sandbox;
 
 /// The suites' own application, in the node's store.
@@ -27,6 +26,14 @@ const IMAGES: [(&str, &str); 3] =
     [("outrigger", "65532"), ("outrigger-controller", "65532"), ("outrigger-proxy", "15400")];
 
 impl Node {
+    /// A node in a network of its own, with what [`Self::add_mesh`] adds. The network must outlive it.
+    pub async fn with_mesh() -> anyhow::Result<(Self, Network)> {
+        let network = Network::new().await?;
+        let node = Self::start(&network).await?;
+        node.add_mesh().await?;
+        Ok((node, network))
+    }
+
     /// Puts the mesh's images and the suites' application into the node's store. With `OUTRIGGER_IMAGES` set the images are those
     /// of `make image`, else they hold the binaries that all suites run.
     pub async fn add_mesh(&self) -> anyhow::Result<()> {
@@ -52,15 +59,33 @@ impl Node {
         Ok(())
     }
 
-    /// Runs Helm as the administrator; what it printed.
+    /// Adds the Gateway API's kinds to the cluster.
+    pub async fn add_gateway_api(&self) -> anyhow::Result<()> {
+        let crds = sandbox::get().tool("gateway-api-crds")?.display().to_string();
+        // Some of them are larger than what a client-side apply can note.
+        self.kubectl(&["apply", "--server-side", "--filename", &crds]).await.map(drop)
+    }
+
+    /// Installs the mesh by its chart, and waits until it is ready.
+    pub async fn install(&self) -> anyhow::Result<()> {
+        self.release("install", &["--create-namespace"]).await
+    }
+
+    /// Upgrades the mesh to other values of its chart, and waits until it is ready.
+    pub async fn upgrade(&self, values: &[&str]) -> anyhow::Result<()> {
+        self.release("upgrade", values).await
+    }
+
+    async fn release(&self, how: &str, more: &[&str]) -> anyhow::Result<()> {
+        let folder = chart::folder("outrigger").display().to_string();
+        self.helm(&[&[how, "outrigger", &folder, "--wait"], more].concat()).await.map(drop)
+    }
+
+    /// Runs Helm in the mesh's namespace, as the administrator; what it printed.
     pub async fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let home = self.home.join("helm");
-        fs::create_dir_all(&home).context("making a home for Helm")?;
-        let mut command = Command::new(sandbox::get().tool("helm")?);
-        command.args(arguments).arg("--kubeconfig").arg(self.cluster.kubeconfig());
-        for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            command.env(variable, &home);
-        }
+        let mut command = chart::helm(&sandbox::get().tool("helm")?, &self.home);
+        command.args(arguments).args(["--namespace", chart::NAMESPACE]);
+        command.arg("--kubeconfig").arg(self.cluster.kubeconfig());
         self.host().output(command).await
     }
 
@@ -112,9 +137,4 @@ fn image(name: &str, user: &str, tag: &str) -> anyhow::Result<Image> {
     let image =
         Image::new(&format!("localhost/{name}:{tag}"))?.program(&sandbox::get().binary(name)?, &path)?;
     Ok(image.entrypoint([path.as_str()]).user(user))
-}
-
-/// A chart of this checkout.
-pub fn chart(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts").join(name).display().to_string()
 }

@@ -32,7 +32,7 @@ use crate::process::Process;
 use crate::sandbox;
 use crate::wait::wait_until;
 
-pub use mesh::{APP, LIMIT, chart};
+pub use mesh::{APP, LIMIT};
 
 /// The node's name.
 pub const NAME: &str = "node";

@@ -182,7 +182,7 @@ fn a_gateways_route_is_left_alone_and_a_grant_is_read() {
 
     let permitted = |held: &Held| {
         let grants = held.picture(&Picture::default()).grants;
-        Catalog { grants, ..Catalog::default() }.permits(Kind::HttpRoute, "shop", "other", "orders")
+        Catalog { grants, ..Catalog::default() }.permits(&key("HTTPRoute shop/mesh"), &[], "other", "orders")
     };
     assert!(!permitted(&held));
     let grant = json!({
