@@ -18,6 +18,10 @@ SHELL := /bin/bash
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := target/debug
+# What is built for development is always built for the whole workspace with what its tests ask of the libraries (which is what
+# naming one test does): cargo unites features over what it is asked for, so another choice is another build of most of them.
+BUILD := $(CARGO) build --locked --workspace --bins --test harness
+TEST := $(CARGO) test --locked --workspace
 # Static binaries: they run on any Linux of this architecture, and in an image without anything else.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --target $(HOST)
 
@@ -51,7 +55,7 @@ need-buildah:
 
 .PHONY: build
 build: need-rust need-cc ## Build the three binaries for development (target/debug)
-	$(CARGO) build --locked --bins
+	$(BUILD)
 
 .PHONY: release
 release: need-rust need-cc ## Build the three static binaries (target/<host>/release)
@@ -76,44 +80,45 @@ quick: lint ## The inner loop: lint, unit and property tests
 
 .PHONY: test
 test: need-rust need-cc need-go need-python need-curl tools build ## All tests that need no root: unit, property, namespaces, a real Consul, a real Kubernetes API
-	$(CARGO) test --locked --workspace --exclude outrigger-e2e
-	$(CARGO) test --locked -p outrigger-e2e
+	$(TEST)
 	$(BIN)/outrigger demo --once
 
 # What uids change: who is exempt from redirection, whose files are whose. The other suites would see the same again.
-ROOT_SUITES := harness transparency wire identity lifecycle cni postgres
+ROOT_SUITES := harness transparency wire identity lifecycle cni conformance postgres
 
 .PHONY: test-root
 test-root: need-rust need-cc need-go need-python need-curl tools build ## The suites that need several uids or Debian's servers (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make: test-root needs root" >&2; exit 1; }
-	OUTRIGGER_ROOT_SUITES=1 $(CARGO) test --locked -p outrigger-e2e --features debian $(ROOT_SUITES:%=--test %)
+	OUTRIGGER_ROOT_SUITES=1 $(TEST) $(ROOT_SUITES:%=--test %)
 
 .PHONY: tools-node
 tools-node: need-go ## Build what a Kubernetes node is made of, and the Gateway API's conformance suite
 	@e2e/tools/build.sh api node conformance
 
 NODE_SUITES := kubernetes_node kubernetes_readme kubernetes_conformance kubernetes_mesh
+# `cargo` takes these only by their names (e2e/Cargo.toml).
+NAMED_SUITES := $(NODE_SUITES) postgres
 
 .PHONY: kubernetes
 ifdef STOP
 kubernetes: ## Suites on a real Kubernetes node (root; FULL=1: at full length; KEEP=1: leave a node up to work with; STOP=1: take it down)
-	$(CARGO) run --locked -q -p outrigger-e2e --bin e2e-node -- stop
+	$(BIN)/e2e-node stop
 else ifdef KEEP
 kubernetes: need-rust need-cc need-go need-node tools-node build
 	OUTRIGGER_ROOT_SUITES=1 $(BIN)/e2e-node keep
 else
 kubernetes: need-rust need-cc need-go need-node tools-node build
 	@$(BIN)/e2e-node stop
-	OUTRIGGER_ROOT_SUITES=1 $(if $(FULL),OUTRIGGER_SOAK=1) $(CARGO) test --locked -p outrigger-e2e --features node $(NODE_SUITES:%=--test %)
+	OUTRIGGER_ROOT_SUITES=1 $(if $(FULL),OUTRIGGER_SOAK=1) $(TEST) $(NODE_SUITES:%=--test %)
 endif
 
 .PHONY: soak
 soak: tools build ## The suites at full length
-	OUTRIGGER_SOAK=1 $(CARGO) test --locked -p outrigger-e2e
+	OUTRIGGER_SOAK=1 $(TEST)
 
 .PHONY: figures
-figures: ## Print what the suites measured, as one table
-	@$(CARGO) run --locked -q -p outrigger-e2e --bin figures
+figures: build ## Print what the suites measured, as one table
+	@$(BIN)/figures
 
 .PHONY: bench
 bench: release ## Measure the mesh beside HAProxy, Envoy and nginx (QUICK=1: five minutes; else about an hour)
@@ -139,6 +144,7 @@ fmt: ## Format the code
 lint: need-rust ## Formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace $(NAMED_SUITES:%=--test %) -- -D warnings
 
 .PHONY: deny
 deny: ## Licences, bans and sources of every dependency (needs cargo-deny)

@@ -83,6 +83,12 @@ impl Sandbox {
     }
 }
 
+/// Whether suites are to run as real root, with what that brings: several uids, servers of Debian's packages, pods.
+#[must_use]
+pub fn wants_real_root() -> bool {
+    std::env::var_os("OUTRIGGER_ROOT_SUITES").is_some()
+}
+
 /// Enters the sandbox: `None` inside it, the suite's exit code in the process that only waited.
 pub(crate) fn enter(suite: &str) -> anyhow::Result<Option<ExitCode>> {
     match std::env::var(INSIDE) {
@@ -98,7 +104,7 @@ pub(crate) fn enter(suite: &str) -> anyhow::Result<Option<ExitCode>> {
 
 fn start_again() -> anyhow::Result<ExitCode> {
     let (uid, gid) = (Uid::effective(), Gid::effective());
-    let real_root = std::env::var_os("OUTRIGGER_ROOT_SUITES").is_some();
+    let real_root = wants_real_root();
     ensure!(
         uid.is_root() || !real_root,
         "OUTRIGGER_ROOT_SUITES is set, which needs root: run `make test` instead"

@@ -24,8 +24,6 @@ use outrigger_e2e::sandbox;
 use outrigger_e2e::suite::{case, suite};
 use outrigger_e2e::wait::wait_until;
 
-/// Debian's packages are there, and their clients and servers take part.
-pub(crate) const DEBIAN: bool = cfg!(feature = "debian");
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A server of the suite: all of them run on one host, beside one sidecar.
@@ -86,7 +84,8 @@ impl World {
             start(&servers.host, GRPC_GO, tool("grpc-interop-server", &["--use_tls=false", "--port=10001"])?)
                 .await?,
         ];
-        if DEBIAN {
+        if sandbox::wants_real_root() {
+            // nghttpd is one of Debian's packages.
             running.push(start(&servers.host, NGHTTPD, matrix::nghttpd()?).await?);
         }
         let web = mesh.workload("web").start().await?;
