@@ -260,6 +260,8 @@ spec:
     is_routed(web).await?;
     // One of the places fails: the retry of its policy goes to the other.
     sites[1].suffer(Faults::every(503)).await?;
+    // Else the balancer may never have a reason to ask the one that fails.
+    sites[2].suffer(Faults { latency_ms: 20, ..Faults::default() }).await?;
     for _ in 0..10 {
         let worked = web.get(PARTNER_HOST, HTTP, "/work").await?.expect(200)?.text();
         ensure!(worked == "site-3", "{worked} worked");

@@ -33,7 +33,8 @@ mod openapi;
 mod policies;
 
 /// After this long the controller is ready without a source that cannot be read: workloads need their certificates
-/// renewed, and are told of the other sources, while Consul is down.
+/// renewed, and are told of the other sources, while Consul is down. What its own cluster says is waited for without end: a
+/// replica that never read it can do nothing for anybody, and by being ready would take a good one's place.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
@@ -95,7 +96,7 @@ pub(crate) fn monitoring(mesh: Arc<Mesh>, store: Arc<Store>, registry: Registry)
             (StatusCode::OK, "ready, but the store's disk takes no changes; see /api/v1/sources\n")
         } else if mesh.started() {
             (StatusCode::OK, "ready\n")
-        } else if start.elapsed() > SOURCE_PATIENCE {
+        } else if start.elapsed() > SOURCE_PATIENCE && mesh.knows_its_cluster() {
             (StatusCode::OK, "ready, but a source was never read; see /api/v1/sources\n")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "a source was not read yet; see /api/v1/sources\n")

@@ -220,6 +220,14 @@ impl Catalog {
         self.sources.iter().all(|source| source.snapshot.sync != Sync::Never)
     }
 
+    /// Whether all that the cluster says was read at least once; without a cluster there is nothing to read.
+    pub(crate) fn knows_its_cluster(&self) -> bool {
+        let is_in_cluster = self.sources.iter().any(|source| &*source.name == "kubernetes");
+        let is_of_cluster = |source: &&SourceState| matches!(&*source.name, "kubernetes" | "policy");
+        let never = |source: &SourceState| source.snapshot.sync == Sync::Never;
+        !is_in_cluster || !self.sources.iter().filter(is_of_cluster).any(never)
+    }
+
     /// A service.
     pub(crate) fn service(&self, key: &ServiceKey) -> Option<&Service> {
         self.services.get(key)

@@ -291,6 +291,11 @@ impl Mesh {
         self.state().catalog.started()
     }
 
+    /// Whether all that the cluster says was read at least once.
+    pub(crate) fn knows_its_cluster(&self) -> bool {
+        self.state().catalog.knows_its_cluster()
+    }
+
     /// Every service as it goes to proxies.
     pub(crate) fn services(&self) -> Vec<v1::Service> {
         let keys: Vec<ServiceKey> = self.state().catalog.services().map(|(key, _)| key.clone()).collect();

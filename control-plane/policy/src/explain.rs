@@ -11,11 +11,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_api::v1;
 use outrigger_core::access::{Access, By, Caller, Verdict};
+use outrigger_core::limit::Limits;
 use outrigger_core::model::{self, Protocol};
-use outrigger_core::path;
+use outrigger_core::path::EscapedSlashes;
 use outrigger_core::reason::Reason;
 use outrigger_core::request::{Request, View};
 use outrigger_core::route::{Backend, Filters, Found, Matched, Rule};
@@ -114,6 +116,8 @@ struct Server {
     access: Result<Option<Access>, String>,
     /// Policies with limits, which are not looked into.
     limits: Vec<String>,
+    /// The limits themselves, for what they ask of paths.
+    counted: Limits,
 }
 
 /// A service as a sidecar holds it, or why it refuses it.
@@ -187,13 +191,25 @@ impl<'a> Evaluator<'a> {
         }
         let policy = self.resolved.inbound(identity, std::slice::from_ref(workload));
         let policies = policy.access.iter().flat_map(|access| &access.policies);
+        let limits = |access: &v1::Access| {
+            let slashes = EscapedSlashes::from_wire(access.escaped_slashes());
+            Limits::from_wire(&access.policies, slashes, Instant::now())
+        };
+        let counted = policy.access.as_ref().map_or_else(|| Ok(Limits::default()), limits);
+        let access = policy.access.as_ref().map(Access::from_wire).transpose();
+        // What the sidecar would refuse of either it refuses whole.
+        let (access, counted) = match counted {
+            Ok(counted) => (access, counted),
+            Err(fault) => (access.and(Err(fault)), Limits::default()),
+        };
         let server = Arc::new(Server {
             mtls: policy.mtls,
             limits: policies
                 .filter(|policy| !policy.limits.is_empty())
                 .map(|policy| policy.name.clone())
                 .collect(),
-            access: policy.access.as_ref().map(Access::from_wire).transpose(),
+            access,
+            counted,
         });
         self.servers.borrow_mut().insert(key, server.clone());
         server
@@ -372,8 +388,8 @@ fn decide(way: &mut Way<'_>, server: &Server, port: u16, request: Option<&Reques
     let verdict = match (access, request) {
         (None, _) => None,
         (Some(access), None) => Some(access.connection(&caller, port)),
-        (Some(access), Some(request)) if access.looks_at_paths(port) => {
-            match path::normalise(request.target(), access.escaped_slashes()) {
+        (Some(access), Some(request)) => {
+            match access.judged(port, request.target(), server.counted.decides_on_paths(port)) {
                 Ok(target) => {
                     let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
                     Some(access.request(&caller, port, request, &target[..end]))
@@ -384,7 +400,6 @@ fn decide(way: &mut Way<'_>, server: &Server, port: u16, request: Option<&Reques
                 }
             }
         }
-        (Some(access), Some(request)) => Some(access.request(&caller, port, request, request.path())),
     };
     let is_probe = verdict.as_ref().is_some_and(|verdict| verdict.by == By::Probe);
     if is_plaintext && !is_probe {

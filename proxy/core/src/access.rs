@@ -9,6 +9,7 @@
 //! nothing, but for the verdicts of policies under audit and for a path that an application may read differently.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
@@ -23,7 +24,7 @@ use crate::{
         Operation, Seen, Sense, Source, hold, is_connection, is_from, is_request, networks, normal_path,
         ports,
     },
-    path::EscapedSlashes,
+    path::{self, EscapedSlashes},
     request::View,
 };
 
@@ -104,6 +105,8 @@ struct Rules {
     /// Denies first; rules of one policy are neighbours in each of the two.
     audited: Vec<usize>,
     look_at_paths: bool,
+    /// Rules in force do, not only such under audit.
+    decide_on_paths: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,10 +231,31 @@ impl Access {
         })
     }
 
-    /// Whether rules about the port look at paths: then a request's path is to be brought into its one form, and
-    /// forwarded in it.
-    pub fn looks_at_paths(&self, port: u16) -> bool {
-        self.rules_of(port).look_at_paths
+    /// Whether rules in force about the port look at paths: then a request's path is to be brought into its one form, and
+    /// forwarded in it. Such under audit change nothing of a request.
+    pub fn decides_on_paths(&self, port: u16) -> bool {
+        self.rules_of(port).decide_on_paths
+    }
+
+    /// The target that a request to the port is judged by: in the one form where any rule looks at paths. `limits_decide`:
+    /// whether [`crate::limit::Limits::decides_on_paths`] there.
+    ///
+    /// # Errors
+    /// On a target without such a form, where rules or limits in force look at it.
+    pub fn judged<'a>(
+        &self,
+        port: u16,
+        target: &'a [u8],
+        limits_decide: bool,
+    ) -> Result<Cow<'a, [u8]>, path::Fault> {
+        let rules = self.rules_of(port);
+        if !rules.look_at_paths && !limits_decide {
+            return Ok(Cow::Borrowed(target));
+        }
+        match path::normalise(target, self.slashes) {
+            Err(_) if !rules.decide_on_paths && !limits_decide => Ok(Cow::Borrowed(target)),
+            judged => judged,
+        }
     }
 
     /// Whether there are probes of the port, which pass without an identity.
@@ -255,8 +279,7 @@ impl Access {
         self.decide(caller, port, is_probe, |rule| is_connection(&rule.to, port, rule.sense()))
     }
 
-    /// Decides on a request. `path` is without its query; where [`Access::looks_at_paths`] it is in the form of
-    /// [`crate::path::normalise`].
+    /// Decides on a request. `path` is without its query; as [`Access::judged`] has it.
     pub fn request<V: View>(&self, caller: &Caller<'_>, port: u16, view: &V, path: &[u8]) -> Verdict<'_> {
         let is_probe = self.probes.iter().any(|probe| probe.is_request(port, view.method(), path));
         let seen = Seen::new(view, path);
@@ -362,7 +385,9 @@ impl Rules {
                 (false, false) => &mut about.allows,
             };
             list.push(at);
-            about.look_at_paths |= rule.to.iter().any(Operation::looks_at_paths);
+            let looks_at_paths = rule.to.iter().any(Operation::looks_at_paths);
+            about.look_at_paths |= looks_at_paths;
+            about.decide_on_paths |= looks_at_paths && !rule.audit;
         }
         about.audited.sort_by_key(|at| !rules[*at].deny);
         about

@@ -135,6 +135,20 @@ pub struct Token {
     serial: u64,
     port: u16,
     is_trial: bool,
+    /// That it answers well has been told.
+    is_told: bool,
+}
+
+impl Token {
+    /// Whether it is to find out if an ejected endpoint answers again.
+    pub fn is_trial(&self) -> bool {
+        self.is_trial
+    }
+
+    /// Whether [`Balancer::answers`] was told.
+    pub fn is_told(&self) -> bool {
+        self.is_told
+    }
 }
 
 /// How a request ended.
@@ -283,11 +297,25 @@ impl Balancer {
     /// Counts a request as pending at the endpoint.
     pub fn start(&mut self, picked: &Picked) -> Token {
         let id = Arc::clone(&picked.endpoint.id);
-        let token = Token { id, serial: picked.serial, port: picked.port, is_trial: picked.is_trial };
+        let token =
+            Token { id, serial: picked.serial, port: picked.port, is_trial: picked.is_trial, is_told: false };
         if let Some(slot) = self.slot_of(&token) {
             slot.pending = slot.pending.saturating_add(1);
         }
         token
+    }
+
+    /// The endpoint has begun to answer well, in `rtt`. Its breaker learns it now: a stream may take hours to end, and until then an
+    /// ejected endpoint would stay so, and failures that lie far apart would be in a row.
+    pub fn answers(&mut self, token: &mut Token, rtt: Duration, now: Instant) {
+        let Some(at) = self.index(&token.id).filter(|at| self.slots[*at].serial == token.serial) else {
+            return;
+        };
+        if token.is_trial {
+            self.slots[at].estimate = None;
+        }
+        self.tell_others(at, token, Outcome::Success { rtt }, now);
+        (token.is_trial, token.is_told) = (false, true);
     }
 
     /// Takes the request off and learns from its outcome. Harmless if the endpoint has left meanwhile.
@@ -313,7 +341,9 @@ impl Balancer {
             Outcome::Error | Outcome::Failure => slot.failed(typical, now),
             Outcome::Abandoned { waited } => slot.waited(waited.as_secs_f64(), typical, now),
         }
-        self.tell_others(at, &token, outcome, now);
+        if !(token.is_told && matches!(outcome, Outcome::Success { .. } | Outcome::Abandoned { .. })) {
+            self.tell_others(at, &token, outcome, now);
+        }
     }
 
     /// What all threads are to know of it.

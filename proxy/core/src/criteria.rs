@@ -226,21 +226,22 @@ impl<'a, V: View> Seen<'a, V> {
                 test.matches(self.path) && self.other_reading().is_none_or(|path| test.matches(path))
             }
             (Sense::Opens, _) => test.matches(self.path),
-            (Sense::Shuts, _) => {
-                let without_slash = self.reading().strip_suffix(b"/").filter(|rest| !rest.is_empty());
-                test.matches(self.path)
-                    || self.other_reading().is_some_and(|path| test.matches(path))
-                    || without_slash.is_some_and(|path| test.matches(path))
-            }
+            (Sense::Shuts, _) => self.is_read_as(|path| test.matches(path)),
         }
+    }
+
+    /// Whether any application may read the path as one of these: many take a slash at the end for nothing.
+    fn is_read_as(&self, is: impl Fn(&[u8]) -> bool) -> bool {
+        let without_slash = self.reading().strip_suffix(b"/").filter(|rest| !rest.is_empty());
+        is(self.path) || self.other_reading().is_some_and(&is) || without_slash.is_some_and(&is)
     }
 
     /// Many servers answer a call of gRPC's methods by other means, too: gRPC-Web, JSON.
     fn has_call(&self, test: &GrpcMatcher, sense: Sense) -> bool {
-        let is_call = |path| Call::of_path(path).is_some_and(|call| test.matches(call));
+        let is_call = |path: &[u8]| Call::of_path(path).is_some_and(|call| test.matches(call));
         match sense {
             Sense::Opens => is_call(self.path) && is_grpc(self.view),
-            Sense::Shuts => is_call(self.path) || self.other_reading().is_some_and(is_call),
+            Sense::Shuts => self.is_read_as(is_call),
         }
     }
 
@@ -251,11 +252,14 @@ impl<'a, V: View> Seen<'a, V> {
         let mut lines = self.view.values(test.name()).chain(authority).peekable();
         match sense {
             Sense::Opens => lines.peek().is_some() && lines.all(|line| test.matches(line)),
-            Sense::Shuts => lines.any(|line| {
-                test.matches(line)
-                    || (line.contains(&b',')
-                        && line.split(|byte| *byte == b',').any(|value| test.matches(value.trim_ascii())))
-            }),
+            // Lines may also be the parts of one value.
+            Sense::Shuts => {
+                lines.any(|line| {
+                    test.matches(line)
+                        || (line.contains(&b',')
+                            && line.split(|byte| *byte == b',').any(|value| test.matches(value.trim_ascii())))
+                }) || self.view.value(test.name()).is_some_and(|value| test.matches(&value))
+            }
         }
     }
 }

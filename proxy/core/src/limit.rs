@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Limits of one workload: each may be looked at for each request, and may have a table.
-const MAX_LIMITS: usize = 32;
+pub const MAX_LIMITS: usize = 32;
 
 /// Keys of a table: 64 KiB. A key that was idle for long enough to be let through at once leaves when another comes.
 const KEYS: usize = 4_096;
@@ -399,9 +399,9 @@ impl Limits {
         self
     }
 
-    /// Whether limits of the port look at paths; see [`crate::access::Access::looks_at_paths`].
-    pub fn looks_at_paths(&self, port: u16) -> bool {
-        self.of_port(port).any(|limit| limit.to.iter().any(Operation::looks_at_paths))
+    /// Whether limits in force of the port look at paths; see [`crate::access::Access::decides_on_paths`].
+    pub fn decides_on_paths(&self, port: u16) -> bool {
+        self.of_port(port).any(|limit| !limit.audit && limit.to.iter().any(Operation::looks_at_paths))
     }
 
     /// Counts a request. `Ok`: it may go on, and these limits of policies under audit would have refused it. `path`:

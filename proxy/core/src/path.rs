@@ -99,7 +99,8 @@ pub fn normalise(target: &[u8], slashes: EscapedSlashes) -> Result<Cow<'_, [u8]>
 }
 
 /// A path in the one form as an application reads it that decodes every escape and drops parameters: `/a%3Ab;x/c` is
-/// `/a:b/c`. Not a form to forward: the difference between a separator and an escaped one stays, others are lost.
+/// `/a:b/c`. A segment of nothing but parameters leaves an empty one, which such applications drop: `/;x/a` is `/a`. Not a
+/// form to forward: the difference between a separator and an escaped one stays, others are lost.
 pub(crate) fn read(normal: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr2(b'%', b';', normal).is_none() {
         return Cow::Borrowed(normal);
@@ -122,7 +123,8 @@ pub(crate) fn read(normal: &[u8]) -> Cow<'_, [u8]> {
             b';' => true,
             _ => in_parameters,
         };
-        if !in_parameters {
+        let is_empty_segment = text == b'/' && out.last() == Some(&b'/');
+        if !in_parameters && !is_empty_segment {
             out.push(text);
         }
     }
@@ -383,6 +385,7 @@ mod tests {
             ("/a;x=y/b;", "/a/b"),
             ("/a%3Ab%3Bx/c", "/a:b/c"),
             ("/a%2Fb%5C%252F", "/a%2Fb%5C%252F"),
+            ("/;x/a/%3By;z/b/;c", "/a/b/"),
             ("/%C3%A9%20", "/é "),
         ] {
             assert_eq!(&*read(normal.as_bytes()), reading.as_bytes(), "{normal}");

@@ -1,5 +1,7 @@
 //! A request as decisions see it: whichever codec read it, whoever asks.
 
+use std::borrow::Cow;
+
 /// A request's head, without a codec's types.
 pub trait View {
     /// As sent; methods are case-sensitive (RFC 9110, 9.1).
@@ -13,6 +15,20 @@ pub trait View {
 
     /// Every value of a header, in order; `name` is lower case.
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]>;
+
+    /// All values of a header as one (RFC 9110, 5.3; of cookies RFC 9113, 8.2.3); `name` is lower case.
+    fn value<'a>(&'a self, name: &'a str) -> Option<Cow<'a, [u8]>> {
+        let mut values = self.values(name);
+        let first = values.next()?;
+        let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
+        let separator: &[u8] = if name == "cookie" { b"; " } else { b", " };
+        let mut joined = [first, second].join(separator);
+        for value in values {
+            joined.extend_from_slice(separator);
+            joined.extend_from_slice(value);
+        }
+        Some(Cow::Owned(joined))
+    }
 
     /// Path without the query.
     fn path(&self) -> &[u8] {

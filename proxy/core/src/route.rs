@@ -39,9 +39,9 @@ mod table;
 mod tests;
 
 pub use filters::{Field, Filters, HeaderChange, Mirror, Redirect, Rewrite};
-pub use parse::{MAX_EXPRESSIONS, MAX_MATCHES};
+pub use parse::{MAX_EXPRESSIONS, MAX_MATCHES, Weight};
 
-use parse::{Limits, Route};
+use parse::Route;
 use table::Table;
 
 /// The routes of a service, as one client has to see them.
@@ -106,12 +106,12 @@ impl Routes {
     /// On a match, filter or backend that is malformed or not one of its route's kind, and on more matches or regular
     /// expressions than [`MAX_MATCHES`] and [`MAX_EXPRESSIONS`].
     pub fn from_wire(wire: &[v1::Route], client_namespace: &str) -> Result<Self, String> {
-        let mut limits = Limits::default();
+        let mut weight = Weight::default();
         let mut routes = Vec::new();
         for route in wire {
             if route.client_namespace.is_empty() || route.client_namespace == client_namespace {
                 let in_route = |fault| format!("{} {}: {fault}", route.kind, route.name);
-                routes.push(Route::from_wire(route, &mut limits).map_err(in_route)?);
+                routes.push(Route::from_wire(route, &mut weight).map_err(in_route)?);
             }
         }
         routes.sort_by(|a, b| a.seniority().cmp(&b.seniority()));

@@ -19,6 +19,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInf
 use kube::api::PostParams;
 use kube::{Api, Client};
 use outrigger_certs::{SpiffeId, TrustDomain};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::{AttestError, Attested, Attesting, Attestor};
@@ -29,6 +30,8 @@ use crate::sources::kubernetes::{self, Pod};
 const AUDIENCE: &str = "outrigger";
 /// For each question to the API. A sidecar waits for the answer, and tries again later.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Reviews under way at once: whoever sends made-up tokens must not become the API server's load, nor take from what the Lease needs.
+const AT_ONCE: usize = 16;
 /// Which pod a token is bound to (KEP-1205).
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -38,6 +41,7 @@ pub(crate) struct ServiceAccounts {
     client: Client,
     trust_domain: TrustDomain,
     mesh: Arc<Mesh>,
+    slots: Semaphore,
 }
 
 /// Whom a token is bound to.
@@ -52,7 +56,7 @@ struct Bearer {
 impl ServiceAccounts {
     /// Attests pods of the cluster behind `client`, which `mesh` knows as well.
     pub(crate) fn new(client: Client, trust_domain: TrustDomain, mesh: Arc<Mesh>) -> Self {
-        Self { client, trust_domain, mesh }
+        Self { client, trust_domain, mesh, slots: Semaphore::new(AT_ONCE) }
     }
 
     async fn review(&self, token: &str) -> Result<Bearer, AttestError> {
@@ -61,6 +65,8 @@ impl ServiceAccounts {
         let review = TokenReview { spec, ..TokenReview::default() };
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let what = "the API server cannot be asked about the service account token";
+        let slot = timeout(LIMIT, self.slots.acquire()).await;
+        let _slot = slot.map_err(|_| unavailable(what, "too many others are being asked about"))?;
         let answer = timeout(LIMIT, api.create(&PostParams::default(), &review))
             .await
             .map_err(|_| unavailable(what, "no answer in time"))?

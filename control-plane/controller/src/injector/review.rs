@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -33,7 +34,7 @@ const KIND: &str = "AdmissionReview";
 const MAX_BODY: usize = 8 * 1024 * 1024;
 /// KiB of reviews that are at work together; parsed they take several times as much memory. A thousand pods as people write
 /// them fit.
-const AT_WORK: u32 = 32 * 1024;
+pub(super) const AT_WORK: u32 = 32 * 1024;
 /// For the body of a review.
 const BODY: Duration = Duration::from_secs(5);
 /// Characters of a warning that kubectl shows well.
@@ -96,10 +97,19 @@ struct Kind {
     kind: String,
 }
 
-async fn inject(State(reviewer): State<Arc<Reviewer>>, headers: HeaderMap, body: Body) -> Response {
+/// What reviews from one address may have at work, in KiB.
+#[derive(Clone)]
+pub(super) struct Share(pub(super) Arc<Semaphore>);
+
+async fn inject(
+    State(reviewer): State<Arc<Reviewer>>,
+    Extension(share): Extension<Share>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let start = Instant::now();
-    let answer = match read(&reviewer, &headers, body).await {
-        Ok((request, _share)) => reviewer.respond(&request).await,
+    let answer = match read(&reviewer, &share, &headers, body).await {
+        Ok((request, _shares)) => reviewer.respond(&request).await,
         Err(refusal) => Err(refusal),
     };
     reviewer.metrics.duration.observe(start.elapsed().as_secs_f64());
@@ -107,19 +117,26 @@ async fn inject(State(reviewer): State<Arc<Reviewer>>, headers: HeaderMap, body:
 }
 
 /// What the CRDs' schemas and rules cannot say of a policy, and what the mesh makes nothing of in a route.
-async fn policies(State(reviewer): State<Arc<Reviewer>>, headers: HeaderMap, body: Body) -> Response {
-    let answer = read(&reviewer, &headers, body).await.map(|(request, _share)| reviewer.judge(&request));
+async fn policies(
+    State(reviewer): State<Arc<Reviewer>>,
+    Extension(share): Extension<Share>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let answer =
+        read(&reviewer, &share, &headers, body).await.map(|(request, _shares)| reviewer.judge(&request));
     reviewer.answer(answer)
 }
 
 type Refusal = (StatusCode, String);
 
-/// A review's request, and its share of what may be at work.
+/// A review's request, and its shares of what its address and all may have at work.
 async fn read<'r>(
     reviewer: &'r Reviewer,
+    share: &'r Share,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(Request, SemaphorePermit<'r>), Refusal> {
+) -> Result<(Request, [SemaphorePermit<'r>; 2]), Refusal> {
     let too_large = || (StatusCode::PAYLOAD_TOO_LARGE, format!("the review is larger than {MAX_BODY} bytes"));
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -127,12 +144,11 @@ async fn read<'r>(
     if length > MAX_BODY {
         return Err(too_large());
     }
-    let share = u32::try_from(length.div_ceil(1024)).unwrap_or(AT_WORK).max(1);
-    let share = reviewer
-        .at_work
-        .acquire_many(share)
-        .await
-        .map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "the injector is stopping".to_owned()))?;
+    let kib = u32::try_from(length.div_ceil(1024)).unwrap_or(AT_WORK).max(1);
+    let stopping = |_| (StatusCode::SERVICE_UNAVAILABLE, "the injector is stopping".to_owned());
+    // The own share first: who waits for that is in nobody's way.
+    let own = share.0.acquire_many(kib).await.map_err(stopping)?;
+    let shares = [own, reviewer.at_work.acquire_many(kib).await.map_err(stopping)?];
     let bytes = match tokio::time::timeout(BODY, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) if is_too_large(&error) => return Err(too_large()),
@@ -144,7 +160,7 @@ async fn read<'r>(
         }
     };
     let request = parse(&bytes).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
-    Ok((request, share))
+    Ok((request, shares))
 }
 
 fn is_too_large(error: &axum::Error) -> bool {

@@ -1,9 +1,14 @@
 //! The webhook's port: TLS connections, each a task, all of them bounded.
+//!
+//! Any pod can reach the port, and nobody proves who he is: API servers have no certificate that we could know. So each address has
+//! a share of what there is, and whoever uses his up keeps nobody else's reviews waiting.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -14,9 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::certificate::Certificate;
+use super::review::{AT_WORK, Share};
 
 /// Open connections. An API server needs a few; beyond this newcomers wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
+/// Open connections of one address; an API server's reviews share one or two.
+const EACH: usize = 64;
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// After this a connection is told to end, so that nobody keeps one for good. An API server makes another.
@@ -34,6 +42,7 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let peers = Peers::default();
     let tasks = TaskTracker::new();
     loop {
         let accept = async {
@@ -46,12 +55,17 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let (certificate, router, stop) = (certificate.clone(), router.clone(), stop.clone());
+                let Some(guest) = peers.admit(peer.ip().to_canonical()) else {
+                    tracing::debug!(%peer, "an address has too many connections to the webhook");
+                    continue;
+                };
+                let router = router.clone().layer(Extension(guest.share()));
+                let (certificate, stop) = (certificate.clone(), stop.clone());
                 tasks.spawn(async move {
                     if let Err(error) = connection(tcp, &certificate, router, stop).await {
                         tracing::debug!(%peer, %error, "a connection of the webhook ended");
                     }
-                    drop(permit);
+                    drop((permit, guest));
                 });
             }
             Err(error) => {
@@ -62,6 +76,54 @@ pub(super) async fn serve(
     }
     tasks.close();
     tasks.wait().await;
+}
+
+/// Who has connections, by address.
+#[derive(Default, Clone)]
+struct Peers(Arc<Mutex<HashMap<IpAddr, Peer>>>);
+
+struct Peer {
+    connections: usize,
+    share: Share,
+}
+
+/// A connection that counts until it is dropped.
+struct Guest {
+    peers: Peers,
+    address: IpAddr,
+    share: Share,
+}
+
+impl Peers {
+    fn admit(&self, address: IpAddr) -> Option<Guest> {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Half of all: two API servers are not in each other's way, and one pod is in nobody's.
+        let new = || Peer { connections: 0, share: Share(Arc::new(Semaphore::new(AT_WORK as usize / 2))) };
+        let peer = peers.entry(address).or_insert_with(new);
+        if peer.connections >= EACH {
+            return None;
+        }
+        peer.connections += 1;
+        Some(Guest { peers: self.clone(), address, share: peer.share.clone() })
+    }
+}
+
+impl Guest {
+    fn share(&self) -> Share {
+        self.share.clone()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut peers = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get_mut(&self.address) {
+            peer.connections -= 1;
+            if peer.connections == 0 {
+                peers.remove(&self.address);
+            }
+        }
+    }
 }
 
 async fn connection(

@@ -48,6 +48,12 @@ struct Watching {
     inbound: Option<v1::Inbound>,
 }
 
+/// What a connection is told of itself, and what of the workload that follows from.
+struct OwnSide {
+    own: Own,
+    inbound: v1::Inbound,
+}
+
 /// Accepted claims.
 pub(super) type Claimed = Vec<(ServiceKey, SocketAddr)>;
 
@@ -193,13 +199,26 @@ impl Mesh {
 
     /// Puts a resolution in force, and tells whom it concerns.
     pub(crate) fn adopt(&self, new: &Arc<Resolution>) {
-        let (old, viewers) = {
+        let own_sides = self.own_sides(new);
+        self.put_in_force(new, own_sides);
+    }
+
+    /// The own side of each connection with a discovery stream, as it will be.
+    fn own_sides(&self, new: &Resolution) -> HashMap<u64, OwnSide> {
+        let viewers: Vec<_> = {
             let state = self.state();
             let viewers = state.in_force.viewers.values();
-            let viewers: Vec<_> =
-                viewers.map(|w| (w.viewer.clone(), state.own(&w.viewer), w.inbound.clone())).collect();
-            (state.in_force.resolution.clone(), viewers)
+            viewers.map(|watching| (watching.viewer.clone(), state.own(&watching.viewer))).collect()
         };
+        let side = |(viewer, own): (Viewer, Own)| {
+            let inbound = inbound(new, &viewer, &own);
+            (viewer.connection, OwnSide { own, inbound })
+        };
+        viewers.into_iter().map(side).collect()
+    }
+
+    fn put_in_force(&self, new: &Arc<Resolution>, mut own_sides: HashMap<u64, OwnSide>) {
+        let old = self.state().in_force.resolution.clone();
         let Some(old) = old else {
             let mut state = self.state();
             state.in_force.adopt(new);
@@ -213,24 +232,23 @@ impl Mesh {
             // Who already has what it says is not sent it again.
             keys.insert(Key::Mesh);
         }
-        let mut inbounds = Vec::new();
-        for (viewer, own, before) in viewers {
-            let inbound = inbound(new, &viewer, &own);
-            if before.as_ref() != Some(&inbound) {
-                keys.insert(Key::Connection(viewer.connection));
-            }
-            inbounds.push((viewer, own, inbound));
-        }
         {
             let mut state = self.state();
             for service in &services {
                 state.compiled.remove(service);
             }
-            for (viewer, own, inbound) in inbounds {
-                // What came meanwhile has told its connection itself.
-                let same = state.own(&viewer) == own;
+            let viewers: Vec<Viewer> = state.in_force.viewers().cloned().collect();
+            for viewer in viewers {
+                // Who came meanwhile, or whose own has changed meanwhile, may have been told what was in force until now: it is
+                // worked out anew when it is asked for.
+                let own = state.own(&viewer);
+                let side = own_sides.remove(&viewer.connection).filter(|side| side.own == own);
+                let inbound = side.map(|side| side.inbound);
                 if let Some(watching) = state.in_force.viewers.get_mut(&viewer.connection) {
-                    watching.inbound = same.then_some(inbound);
+                    if inbound.is_none() || watching.inbound != inbound {
+                        keys.insert(Key::Connection(viewer.connection));
+                    }
+                    watching.inbound = inbound;
                 }
             }
             state.in_force.adopt(new);
@@ -316,5 +334,81 @@ fn health(health: v1::Health) -> CatalogHealth {
         v1::Health::Degraded => CatalogHealth::Degraded,
         v1::Health::Draining => CatalogHealth::Draining,
         v1::Health::Unhealthy | v1::Health::Unready => CatalogHealth::Unhealthy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use outrigger_certs::CertificateAuthority;
+    use outrigger_policy::{Object, Stored};
+    use serde_json::json;
+
+    use super::*;
+    use crate::mesh::Answer;
+    use crate::policies::Picture;
+    use crate::store::Store;
+    use crate::tokens::Tokens;
+
+    fn mesh(folder: &std::path::Path) -> Mesh {
+        let ca =
+            CertificateAuthority::open_or_create(&folder.join("ca"), &"t.local".parse().unwrap()).unwrap();
+        let store = Arc::new(Store::open(&folder.join("store")).unwrap());
+        let controller = "spiffe://t.local/ns/outrigger-system/sa/outrigger-controller".parse().unwrap();
+        let life = std::time::Duration::from_hours(1);
+        let tokens = Arc::new(Tokens::load(Arc::clone(&store), controller, life).unwrap());
+        let settings = Settings {
+            cidrs: Vec::new(),
+            mesh_namespace: "outrigger-system".to_owned(),
+            defaults: outrigger_policy::catalog::Defaults::default(),
+            allow_loopback: false,
+        };
+        Mesh::load(settings, [], ca.bundle(), store, tokens, Arc::new(Metrics::default())).unwrap()
+    }
+
+    /// `inbound`: what the `MeshDefaults` of the namespace say.
+    fn resolution(mesh: &Mesh, inbound: &str) -> Arc<Resolution> {
+        let object: Object = serde_json::from_value(json!({
+            "apiVersion": "outrigger.dev/v1alpha1",
+            "kind": "MeshDefaults",
+            "metadata": {"name": "default", "namespace": "shop"},
+            "spec": {"inbound": inbound},
+        }))
+        .unwrap();
+        let stored = Stored { object, revision: 1, created: 0, updated: 0, author: String::new() };
+        let policies = [(stored.object.key(), Arc::new(stored))].into();
+        let picture = Picture { policies: Arc::new(policies), ..Picture::default() };
+        Arc::new(Resolution::new(&picture, mesh.policy_catalog()))
+    }
+
+    fn viewer(connection: u64) -> Viewer {
+        let identity = "spiffe://t.local/ns/shop/sa/orders".parse().unwrap();
+        Viewer { identity, address: "10.0.0.7".parse().unwrap(), connection }
+    }
+
+    #[tokio::test]
+    async fn who_connects_while_policies_are_put_in_force_gets_the_new_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let mesh = mesh(folder.path());
+        let told = |viewer: &Viewer| {
+            let name = viewer.identity.as_str();
+            match mesh.answer(Kind::Inbound, name, viewer, SystemTime::now()) {
+                Answer::Found(compiled) => compiled.version.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (early, late) = (viewer(1), viewer(2));
+        mesh.entered(&early);
+        mesh.adopt(&resolution(&mesh, "Allow"));
+        let allowing = told(&early);
+        let denying = resolution(&mesh, "Deny");
+        let own_sides = mesh.own_sides(&denying);
+        // This one comes when the others have been worked out, and is told what is still in force.
+        mesh.entered(&late);
+        assert_eq!(told(&late), allowing);
+        mesh.put_in_force(&denying, own_sides);
+        assert_ne!(told(&early), allowing);
+        assert_eq!(told(&late), told(&early));
     }
 }

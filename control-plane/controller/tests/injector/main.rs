@@ -115,6 +115,11 @@ impl World {
 
     /// A connection as the API server makes it.
     async fn connect(&self, root: &CertificateDer<'static>) -> std::io::Result<Client> {
+        let tcp = TcpStream::connect(self.injector.listen).await?;
+        self.over(tcp, root).await
+    }
+
+    async fn over(&self, tcp: TcpStream, root: &CertificateDer<'static>) -> std::io::Result<Client> {
         let mut roots = RootCertStore::empty();
         roots.add(root.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -124,7 +129,6 @@ impl World {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let tcp = TcpStream::connect(self.injector.listen).await?;
         let name = ServerName::try_from(HOST).unwrap();
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
         let leaf = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
@@ -452,6 +456,27 @@ async fn a_pod_of_the_nodes_network_is_marked_and_told() {
     assert_eq!(written[0]["regarding"]["name"], "agent");
     assert_eq!(written[0]["regarding"]["namespace"], "shop");
     assert_eq!(written[0]["reason"], "InjectionSkipped");
+}
+
+#[tokio::test]
+async fn an_address_with_all_the_connections_that_it_may_have_keeps_nobody_else_waiting() {
+    let world = World::ready().await;
+    let mut first = world.client().await;
+    let mut held = Vec::new();
+    for _ in 1..64 {
+        held.push(world.client().await);
+    }
+    assert!(world.connect(&world.ca.root).await.is_err(), "the 65th");
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let tcp = socket.connect(world.injector.listen).await.unwrap();
+    let mut other = world.over(tcp, &world.ca.root).await.unwrap();
+    let body = review("shop", &pod(json!({}))).to_string();
+    for client in [&mut first, &mut other] {
+        assert_eq!(client.send(Method::POST, body.clone()).await.0, StatusCode::OK);
+    }
+    drop(held);
+    until("a place is free again", || async { world.connect(&world.ca.root).await.is_ok() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,10 +4,14 @@
 //! the namespace's field over the mesh's, but probes add up: to take a probe away from a namespace is never what it wants.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use outrigger_api::v1;
 use outrigger_core::access::Access;
+use outrigger_core::limit::{Limits, MAX_LIMITS};
+use outrigger_core::path::EscapedSlashes as EscapedForms;
 
+use super::ByAge;
 use super::access;
 use super::condition::{Condition, ConditionReason, Conditions};
 use super::layers::Layer;
@@ -18,7 +22,7 @@ use crate::kind::{Key, Kind};
 use crate::kinds::{
     AccessPolicy, AccessTarget, AccessTargetKind, DefaultAction, EscapedSlashes, MeshDefaults, Mtls,
 };
-use crate::object::{Policies, Spec};
+use crate::object::Spec;
 
 /// The one name of `MeshDefaults`.
 const DEFAULTS_NAME: &str = "default";
@@ -50,6 +54,7 @@ pub(crate) struct Servers {
     mesh_namespace: String,
     /// By namespace.
     defaults: BTreeMap<String, MeshDefaults>,
+    /// The oldest first.
     access: Vec<(Subject, v1::AccessPolicy)>,
     targets: Targets,
 }
@@ -72,7 +77,7 @@ enum OwnPorts {
 
 impl Servers {
     pub(crate) fn new(
-        policies: &Policies,
+        by_age: &ByAge<'_>,
         services: &Services,
         targets: Targets,
         catalog: &Catalog,
@@ -84,7 +89,7 @@ impl Servers {
             targets,
             ..Self::default()
         };
-        for (key, stored) in policies {
+        for (key, stored) in by_age {
             match &stored.object.spec {
                 Spec::MeshDefaults(defaults) => servers.add_defaults(key, defaults, conditions),
                 Spec::AccessPolicy(policy) => {
@@ -99,7 +104,38 @@ impl Servers {
                 _ => {}
             }
         }
+        servers.say_which_limits_are_left_out(catalog, conditions);
         servers
+    }
+
+    /// Of the limits of a workload the oldest policies' hold: with one more than [`MAX_LIMITS`] its sidecar would refuse all that
+    /// it is told, denials included.
+    fn say_which_limits_are_left_out(&self, catalog: &Catalog, conditions: &mut Conditions) {
+        if self.access.iter().map(|(_, policy)| policy.limits.len()).sum::<usize>() <= MAX_LIMITS {
+            return;
+        }
+        let mut workloads: BTreeMap<String, Vec<Workload>> = BTreeMap::new();
+        for workload in catalog.workloads() {
+            workloads.entry(workload.identity.clone().unwrap_or_default()).or_default().push(workload);
+        }
+        let mut short: BTreeSet<String> = BTreeSet::new();
+        for (identity, workloads) in &workloads {
+            let namespace = identity_namespace(identity).unwrap_or_default();
+            let told = self.access(namespace, workloads);
+            for policy in told.into_iter().flat_map(|access| access.policies) {
+                let whole = self.access.iter().find(|(_, whole)| whole.name == policy.name);
+                if whole.is_some_and(|(_, whole)| whole.limits.len() > policy.limits.len()) {
+                    short.insert(policy.name);
+                }
+            }
+        }
+        for name in short {
+            let Some((namespace, policy)) = name.split_once('/') else { continue };
+            let message = format!(
+                "some workloads have more than {MAX_LIMITS} limits: those of this policy are not all in force there, older ones are"
+            );
+            conditions.add(&Key::new(Kind::AccessPolicy, namespace, policy), Condition::partial(message));
+        }
     }
 
     fn add_defaults(&mut self, key: &Key, defaults: &MeshDefaults, conditions: &mut Conditions) {
@@ -155,28 +191,36 @@ impl Servers {
     }
 
     fn access(&self, namespace: &str, workloads: &[Workload]) -> Option<v1::Access> {
-        let policies: Vec<_> = self
+        let mut room = MAX_LIMITS;
+        let mut policies: Vec<_> = self
             .access
             .iter()
             .filter_map(|(subject, policy)| {
                 let ports = subject.ports(namespace, workloads).to_wire()?;
-                Some(v1::AccessPolicy { ports, ..policy.clone() })
+                let mut policy = v1::AccessPolicy { ports, ..policy.clone() };
+                policy.limits.truncate(room);
+                room -= policy.limits.len();
+                Some(policy)
             })
             .collect();
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
         let said = self.field(namespace, |defaults| defaults.inbound);
         let (default, default_origin) = said.unwrap_or((self.configured.inbound, String::new()));
-        if policies.is_empty() && default == DefaultAction::Allow {
-            return None;
-        }
-        let slashes = self.field(namespace, |defaults| defaults.escaped_slashes);
         let mesh = Some(&*self.mesh_namespace).filter(|mesh| *mesh != namespace);
         let of_both =
             mesh.into_iter().chain([namespace]).filter_map(|namespace| self.defaults.get(namespace));
+        let probes: Vec<_> =
+            of_both.flat_map(|defaults| defaults.probes.iter().filter_map(access::probe)).collect();
+        // Probes pass in clear even where mutual TLS is demanded and everything is allowed.
+        if policies.is_empty() && probes.is_empty() && default == DefaultAction::Allow {
+            return None;
+        }
+        let slashes = self.field(namespace, |defaults| defaults.escaped_slashes);
         Some(v1::Access {
             default: access::default(default).into(),
             default_origin,
             policies,
-            probes: of_both.flat_map(|defaults| defaults.probes.iter().filter_map(access::probe)).collect(),
+            probes,
             escaped_slashes: access::escaped_slashes(
                 slashes.map_or(EscapedSlashes::Reject, |(mode, _)| mode),
             )
@@ -245,7 +289,9 @@ fn refusal(access: &v1::Access) -> Option<String> {
     use v1::access::EscapedSlashes::{Decode, Keep, Reject};
     let refused = [Reject, Keep, Decode].map(|mode| {
         let default = v1::Default::Allow.into();
-        Access::from_wire(&v1::Access { default, escaped_slashes: mode.into(), ..access.clone() }).err()
+        let access = v1::Access { default, escaped_slashes: mode.into(), ..access.clone() };
+        let limits = || Limits::from_wire(&access.policies, EscapedForms::from_wire(mode), Instant::now());
+        Access::from_wire(&access).err().or_else(|| limits().err())
     });
     let [reject, keep, decode] = refused;
     reject.filter(|_| keep.is_some() && decode.is_some())

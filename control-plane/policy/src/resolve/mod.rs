@@ -79,7 +79,7 @@ pub fn resolve(policies: &Policies, catalog: &Catalog) -> Resolved {
         services: routes::services(&by_age, &services, &targets, &mut conditions),
         namespaces: targets.namespaces().map(|name| (name.to_owned(), of_others(name))).collect(),
         mesh: of_others(""),
-        servers: Servers::new(policies, &services, targets, catalog, &mut conditions),
+        servers: Servers::new(&by_age, &services, targets, catalog, &mut conditions),
         externals,
         conditions,
     }

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_api::v1;
-use outrigger_core::route::Routes;
+use outrigger_core::route::{Routes, Weight};
 
 use super::condition::{Condition, ConditionReason, Conditions};
 use super::layers::Layer;
@@ -111,6 +111,34 @@ impl Kinds {
     }
 }
 
+/// What the routes of a service have by now of what it may have. A client has those of the producers and of its own namespace.
+#[derive(Default)]
+struct Room {
+    producers: Weight,
+    consumers: BTreeMap<String, Weight>,
+}
+
+impl Room {
+    /// Makes room for a route at a side, or says what is too much.
+    fn take(&mut self, side: &Side, weight: Weight) -> Result<(), String> {
+        match &side.client_namespace {
+            None => {
+                let producers = self.producers.with(weight);
+                producers.fits()?;
+                self.consumers.values().try_for_each(|consumer| producers.with(*consumer).fits())?;
+                self.producers = producers;
+            }
+            Some(namespace) => {
+                let consumer = self.consumers.entry(namespace.clone()).or_default();
+                let with_it = consumer.with(weight);
+                self.producers.with(with_it).fits()?;
+                *consumer = with_it;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A route at a service.
 struct Attached<'a> {
     key: &'a Key,
@@ -145,7 +173,7 @@ pub(crate) fn services(
 ) -> BTreeMap<String, ServicePolicy> {
     let read: Vec<Read<'_>> =
         by_age.iter().filter_map(|(key, stored)| self::read(key, stored, services)).collect();
-    let attached = attach(&read, services, conditions);
+    let attached = attach(&read, services, targets, conditions);
     let mut names: BTreeSet<&str> = targets.services().collect();
     names.extend(attached.keys().map(|side| &*side.service));
     names.into_iter().map(|name| (name.to_owned(), service(name, &attached, services, targets))).collect()
@@ -197,6 +225,7 @@ fn parent(route: &Key, reference: &ParentReference, services: &Services) -> Resu
 fn attach<'a>(
     read: &'a [Read<'a>],
     services: &Services,
+    targets: &Targets,
     conditions: &mut Conditions,
 ) -> BTreeMap<Side, Vec<Attached<'a>>> {
     let mut kinds: BTreeMap<&Side, Kinds> = BTreeMap::new();
@@ -206,6 +235,7 @@ fn attach<'a>(
         }
     }
     let mut attached: BTreeMap<Side, Vec<Attached<'a>>> = BTreeMap::new();
+    let mut rooms: BTreeMap<&str, Room> = BTreeMap::new();
     for route in read {
         for parent in &route.parents {
             let condition = match (&parent.found, &route.refusal) {
@@ -217,19 +247,32 @@ fn attach<'a>(
                     };
                     let (left, lost) = kinds.share(route.key.kind, ports, service);
                     let condition = accepted(side, &left, &lost);
-                    if !left.is_empty() {
+                    if left.is_empty() {
+                        condition
+                    } else {
                         let of_side = attached.entry(side.clone()).or_default();
-                        match of_side.iter_mut().find(|other| other.key == route.key) {
-                            Some(same) => same.ports.join(left),
-                            None => of_side.push(Attached {
-                                key: route.key,
-                                created: route.created,
-                                ports: left,
-                                rules: &route.rules,
-                            }),
+                        if let Some(same) = of_side.iter_mut().find(|other| other.key == route.key) {
+                            same.ports.join(left);
+                            condition
+                        } else {
+                            // Ports with a policy of their own have a copy each.
+                            let copies = 1 + targets.ports_of(&side.service).count();
+                            let weight = Weight::of(route.rules.iter().map(|rule| &rule.wire)).times(copies);
+                            match rooms.entry(&side.service).or_default().take(side, weight) {
+                                Ok(()) => {
+                                    of_side.push(Attached {
+                                        key: route.key,
+                                        created: route.created,
+                                        ports: left,
+                                        rules: &route.rules,
+                                    });
+                                    condition
+                                }
+                                // With it clients would refuse the service and all its endpoints.
+                                Err(fault) => Condition::refused(ConditionReason::LimitReached, fault),
+                            }
                         }
                     }
-                    condition
                 }
             };
             conditions.add(route.key, condition.of_parent(parent.reference));

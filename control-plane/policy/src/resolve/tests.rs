@@ -611,3 +611,54 @@ fn nobody_takes_a_destination_from_others() {
     let text = text + &traffic("t", "shop", "kind: Service, name: api", "timeouts: {request: 2s}");
     assert_eq!(of(&text).service("api.shop").traffic.unwrap().timeouts.unwrap().request, Some(2000));
 }
+
+#[test]
+fn what_is_too_much_together_leaves_the_youngest_out() {
+    let expressions: Vec<String> =
+        (0..200).map(|at| format!("{{path: {{type: RegularExpression, value: '/{at}'}}}}")).collect();
+    // A rule has 64 matches at most.
+    let rules: Vec<String> =
+        expressions.chunks(50).map(|some| format!("{{matches: [{}]}}", some.join(", "))).collect();
+    let of_name = |name: &str, namespace: &str| {
+        route("HTTPRoute", name, namespace, "name: orders, namespace: shop", &rules.join(", "))
+    };
+    let resolved = of(&(of_name("older", "shop") + &of_name("younger", "shop") + &of_name("theirs", "bank")));
+    let first =
+        |namespace: &str, name: &str| conditions(&resolved, Kind::HttpRoute, namespace, name)[0].clone();
+    assert_eq!(first("shop", "older"), "Accepted=True Accepted");
+    assert_eq!(first("shop", "younger"), "Accepted=False LimitReached");
+    assert_eq!(first("bank", "theirs"), "Accepted=False LimitReached");
+    let routes = resolved.service("orders.shop").routes;
+    assert_eq!(routes.iter().map(|route| &*route.name).collect::<Vec<_>>(), ["shop/older"]);
+    for client in ["shop", "bank"] {
+        assert!(outrigger_core::route::Routes::from_wire(&routes, client).is_ok());
+    }
+
+    let limits: Vec<String> =
+        (0..20).map(|at| format!("{{name: l{at}, per: Total, requestsPerSecond: 5}}")).collect();
+    // By name the younger one would be the first.
+    let limited = |name: &str| {
+        let deny = "{name: spy, action: Deny, from: [{namespaces: [bank]}]}";
+        access(name, "shop", "kind: Namespace", &format!("rules: [{deny}], limits: [{}]", limits.join(", ")))
+    };
+    let resolved = of(&(limited("z-older") + &limited("a-younger")));
+    let told = inbound(&resolved, "shop", "orders").access.unwrap();
+    let told: Vec<_> = told.policies.iter().map(|p| (&*p.name, p.rules.len(), p.limits.len())).collect();
+    assert_eq!(told, [("shop/a-younger", 1, 12), ("shop/z-older", 1, 20)]);
+    assert_eq!(conditions(&resolved, Kind::AccessPolicy, "shop", "z-older"), ["Accepted=True Accepted"]);
+    assert_eq!(
+        conditions(&resolved, Kind::AccessPolicy, "shop", "a-younger"),
+        ["Accepted=True Accepted", "PartiallyInvalid=True UnsupportedValue"]
+    );
+    assert_eq!(inbound(&resolved, "bank", "pay").access, None);
+}
+
+#[test]
+fn probes_hold_where_everything_is_allowed() {
+    let resolved = of(&defaults("shop", "probes: [{port: 80, path: /live}]"));
+    let told = inbound(&resolved, "shop", "orders");
+    assert_eq!(told.mtls, v1::inbound::Mode::Strict);
+    let access = told.access.unwrap();
+    assert_eq!((access.default(), access.probes.len()), (v1::Default::Allow, 1));
+    assert_eq!(inbound(&resolved, "bank", "pay").access, None);
+}

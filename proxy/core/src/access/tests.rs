@@ -105,7 +105,7 @@ fn each_cell_of_identity_protocol_port_mode_and_default() {
                             let told: Vec<bool> =
                                 verdict.audits.iter().map(|audit| audit.would_allow).collect();
                             assert_eq!(told, if holds && audit { vec![!deny] } else { vec![] }, "{cell}");
-                            assert_eq!(access.looks_at_paths(80), l7 && is_about, "{cell}");
+                            assert_eq!(access.decides_on_paths(80), l7 && is_about && !audit, "{cell}");
                         }
                     }
                 }
@@ -216,6 +216,11 @@ fn every_value_of_a_header_counts() {
             "{values:?}"
         );
     }
+    for (name, whole, parts) in [("cookie", "a=1; b=2", ["a=1", "b=2"]), ("role", "x, y", ["x", "y"])] {
+        let request = parts.iter().fold(Request::new("GET", "/"), |request, part| request.with(name, *part));
+        let whole = vec![header_is(value_match::Kind::Exact, name, whole)];
+        assert!(takes_effect(true, vec![], whole, &caller(None), &request), "{name}");
+    }
     let host = || vec![header_is(value_match::Kind::Exact, "Host", "a.b")];
     let h2 = Request { authority: Some("a.b".into()), ..Request::new("GET", "/") };
     let disagrees = h2.clone().with("host", "c.d");
@@ -237,6 +242,9 @@ fn paths_are_seen_as_applications_may_see_them() {
         (Exact, "/admin", "/admin/", false, true),
         (Exact, "/admin", "/admin;x=y", false, true),
         (Exact, "/admin", "/a;x/../admin", true, true),
+        (Exact, "/admin", "/;x/admin", false, true),
+        (Exact, "/api/admin", "/api/%3Bx/;/admin", false, true),
+        (Prefix, "/admin", "/;/admin/x", false, true),
         (Exact, "/admin", "/ADMIN", false, false),
         (Exact, "/admin", "/administrator", false, false),
         (Exact, "/users:purge", "/users%3Apurge", false, true),
@@ -260,6 +268,23 @@ fn paths_are_seen_as_applications_may_see_them() {
 }
 
 #[test]
+fn under_audit_a_path_is_judged_and_nobody_is_refused_for_its_form() {
+    let to = || vec![path_is(path_match::Kind::Exact, "/admin")];
+    let of = |audit| {
+        let denies = policy("a/deny", vec![rule(true, vec![], to())]);
+        access(v1::Default::Allow, vec![v1::AccessPolicy { audit, ..denies }])
+    };
+    let (audited, in_force) = (of(true), of(false));
+    for access in [&audited, &in_force] {
+        assert_eq!(access.judged(80, b"//admin?a", false).as_deref(), Ok(&b"/admin?a"[..]));
+    }
+    assert_eq!(audited.judged(80, b"/a%2Fb", false).as_deref(), Ok(&b"/a%2Fb"[..]));
+    assert!(audited.judged(80, b"/a%2Fb", true).is_err(), "a limit in force looks at paths");
+    assert!(in_force.judged(80, b"/a%2Fb", false).is_err());
+    assert!(!audited.decides_on_paths(80) && in_force.decides_on_paths(80));
+}
+
+#[test]
 fn calls_are_allowed_over_grpc_and_denied_over_anything() {
     let call = |method, target, kind: &str| Request::new(method, target).with("content-type", kind);
     for (to, request, opens, shuts) in [
@@ -268,6 +293,8 @@ fn calls_are_allowed_over_grpc_and_denied_over_anything() {
         (calls("", "C"), call("POST", "/a.B/C", "application/grpc"), true, true),
         (calls("a.B", "D"), call("POST", "/a.B/C", "application/grpc"), false, false),
         (calls("a.B", "C"), call("POST", "/a.B/C", "application/grpc-web"), false, true),
+        (calls("a.B", "C"), call("POST", "/a.B/C/", "application/grpc"), false, true),
+        (calls("a.B", "C"), call("POST", "/;x/a.B/C", "application/grpc"), false, true),
         (calls("a.B", "C"), call("GET", "//a.B/./C?x", "application/json"), false, true),
         (calls("", ""), call("POST", "/a/b/c", "application/grpc"), false, false),
     ] {

@@ -28,7 +28,8 @@ use crate::padded::Padded;
 /// How long a trial has before another request is let through beside it.
 const TRIAL: Duration = Duration::from_secs(5);
 
-/// In which each endpoint of a service whose endpoints all fail is tried once: half of what a caller notices of a recovery.
+/// In which each endpoint of a service whose endpoints all fail is tried once: half of what a caller notices of a recovery. Also
+/// between a trial without a result and the next one.
 const ROUND: Duration = Duration::from_millis(500);
 
 /// Between two trials of such a service at the least: a large one's round takes longer, so that few callers wait for a trial's end.
@@ -331,11 +332,12 @@ impl Circuit {
         may && self.step(group, old, State { kind: Kind::Trial, until: now + millis(TRIAL), ..old })
     }
 
-    /// A trial has ended without a result: the next request may make one.
+    /// A trial has ended without a result: another may follow soon, not at once. Its caller has gone, or a policy refused it; with
+    /// the next request as the next trial an endpoint that keeps its callers waiting would be asked before all that stand.
     pub(crate) fn gives_trial_back(&self, group: &Group, now: Millis) {
         let old = self.state();
         if old.kind == Kind::Trial {
-            self.step(group, old, State { kind: Kind::Open, until: now, ..old });
+            self.step(group, old, State { kind: Kind::Open, until: now + millis(ROUND), ..old });
         }
     }
 

@@ -214,7 +214,7 @@ fn only_what_a_limit_is_about_counts() {
         ..total(1_000, 1)
     };
     let limits = limits(&[v1::AccessPolicy { ports: vec![80], ..policy("a/b", vec![wire]) }], now);
-    assert!(limits.looks_at_paths(80) && !limits.looks_at_paths(81));
+    assert!(limits.decides_on_paths(80) && !limits.decides_on_paths(81));
     let about = Request::new("GET", "/a/b");
     assert_eq!(passes(&limits, WEB, 9, now), 9, "another path");
     assert!(asks(&limits, WEB, &about, now).is_ok());

@@ -19,31 +19,62 @@ pub const MAX_EXPRESSIONS: usize = 256;
 /// Backends of one rule; the Gateway API allows 16.
 const MAX_BACKENDS: usize = 64;
 
-/// What the routes of one service may still have.
-pub(super) struct Limits {
-    matches: usize,
-    expressions: usize,
+/// What routes have of that of which a service may have only so much.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// Matches; a rule without one has one.
+    pub matches: usize,
+    /// Regular expressions in them.
+    pub expressions: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { matches: MAX_MATCHES, expressions: MAX_EXPRESSIONS }
+impl Weight {
+    /// That of rules.
+    pub fn of<'a>(rules: impl IntoIterator<Item = &'a v1::RouteRule>) -> Self {
+        let of_rule = |rule: &v1::RouteRule| match &rule.matches[..] {
+            [] => Self { matches: 1, expressions: 0 },
+            matches => matches.iter().map(Self::of_match).fold(Self::default(), Self::with),
+        };
+        rules.into_iter().map(of_rule).fold(Self::default(), Self::with)
     }
-}
 
-impl Limits {
-    fn take(&mut self, wire: &v1::RouteMatch) -> Result<(), String> {
+    fn of_match(wire: &v1::RouteMatch) -> Self {
         let is_regex = |test: &&v1::ValueMatch| test.kind() == v1::value_match::Kind::Regex;
         let paths = wire.path.iter().filter(|path| path.kind() == v1::path_match::Kind::Regex).count();
         let values = wire.headers.iter().chain(&wire.query).filter(is_regex).count();
         let calls = wire.grpc.iter().filter(|call| call.regex).count() * 2;
-        self.matches = self
-            .matches
-            .checked_sub(1)
-            .ok_or_else(|| format!("with it the service has more than {MAX_MATCHES} matches"))?;
-        self.expressions = self.expressions.checked_sub(paths + values + calls).ok_or_else(|| {
-            format!("with it the service has more than {MAX_EXPRESSIONS} regular expressions")
-        })?;
+        Self { matches: 1, expressions: paths + values + calls }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            matches: self.matches.saturating_add(other.matches),
+            expressions: self.expressions.saturating_add(other.expressions),
+        }
+    }
+
+    /// So many of it.
+    #[must_use]
+    pub fn times(self, count: usize) -> Self {
+        Self {
+            matches: self.matches.saturating_mul(count),
+            expressions: self.expressions.saturating_mul(count),
+        }
+    }
+
+    /// Whether a service may have so much.
+    ///
+    /// # Errors
+    /// What it would have too much of, after "with it the service has".
+    pub fn fits(self) -> Result<(), String> {
+        if self.matches > MAX_MATCHES {
+            return Err(format!("with it the service has more than {MAX_MATCHES} matches"));
+        }
+        if self.expressions > MAX_EXPRESSIONS {
+            return Err(format!("with it the service has more than {MAX_EXPRESSIONS} regular expressions"));
+        }
         Ok(())
     }
 }
@@ -62,7 +93,8 @@ pub(super) struct Route {
 }
 
 impl Route {
-    pub(super) fn from_wire(wire: &v1::Route, limits: &mut Limits) -> Result<Self, String> {
+    /// `weight`: of the routes before it, and then of it too.
+    pub(super) fn from_wire(wire: &v1::Route, weight: &mut Weight) -> Result<Self, String> {
         let is_grpc = match &*wire.kind {
             "HTTPRoute" => false,
             "GRPCRoute" => true,
@@ -84,7 +116,8 @@ impl Route {
             let every_request = [v1::RouteMatch::default()];
             let matches = if rule.matches.is_empty() { &every_request[..] } else { &rule.matches };
             for wire in matches {
-                limits.take(wire).map_err(in_rule)?;
+                *weight = weight.with(Weight::of_match(wire));
+                weight.fits().map_err(in_rule)?;
                 let entry = entry(wire, is_grpc, compiled.clone()).map_err(in_rule)?;
                 if replaces_prefix && entry.prefix().is_none() {
                     return Err(in_rule("it replaces a prefix, and matches by something else".to_owned()));

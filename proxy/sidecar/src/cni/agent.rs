@@ -111,6 +111,17 @@ fn install(arguments: &Arguments, program: &Path, replaced: &mut bool) -> anyhow
         done.push(format!("{} is in place", plugin.display()));
     }
     let file = conflist::in_use(&arguments.conf_dir)?;
+    // In a folder where the runtime does not look the plugin would be missing, and with it the network of every pod of the node.
+    // A link may lead out of what is mounted here.
+    let is_here = |name: &String| arguments.bin_dir.join(name).symlink_metadata().is_ok();
+    let others = conflist::others(&file)?;
+    anyhow::ensure!(
+        others.is_empty() || others.iter().any(is_here),
+        "{} names {}, of which {} has none: it is not the folder that this node's runtime takes plugins from; set cni.binDir",
+        file.display(),
+        others.join(", "),
+        arguments.bin_dir.display()
+    );
     if conflist::set(&file, true)? {
         done.push(format!("{} names the plugin", file.display()));
     }
@@ -190,6 +201,11 @@ mod tests {
 
         let before = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"}]}"#;
         fs::write(&file, before).unwrap();
+        let error = install(b"program").unwrap_err().to_string();
+        assert!(error.contains("set cni.binDir"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), before);
+
+        fs::write(arguments.bin_dir.join("bridge"), "").unwrap();
         assert_eq!(install(b"program").unwrap().len(), 1);
         check(&arguments).unwrap();
         assert!(install(b"program").unwrap().is_empty());

@@ -59,6 +59,16 @@ pub(super) fn set(file: &Path, present: bool) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// The plugins of a list, but ours.
+pub(super) fn others(file: &Path) -> anyhow::Result<Vec<String>> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let list: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+    let plugins = list["plugins"].as_array().into_iter().flatten();
+    let types = plugins.filter_map(|plugin| plugin["type"].as_str());
+    Ok(types.filter(|kind| *kind != PLUGIN).map(str::to_owned).collect())
+}
+
 /// Writes a file beside its place and moves it there.
 pub(super) fn replace(file: &Path, mut bytes: impl Read, mode: u32) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));

@@ -49,6 +49,10 @@ impl Drop for Admission {
     }
 }
 
+fn path_refused(fault: path::Fault) -> Refusal {
+    Refusal::new(Reason::BadRequest, format!("the path is refused: {fault}"))
+}
+
 impl Entry {
     /// Judges a request, and takes it into account. Its path is the one that was judged from here on.
     /// `now`: when it came.
@@ -163,7 +167,9 @@ impl Entry {
         let verdict = match head {
             Some(head) => {
                 let seen = Seen(head);
-                access.request(&caller, self.port(), &seen, seen.path())
+                let limits_decide = policy.limits.decides_on_paths(self.port());
+                let judged = access.judged(self.port(), seen.path(), limits_decide).map_err(path_refused)?;
+                access.request(&caller, self.port(), &seen, &judged)
             }
             None => access.connection(&caller, self.port()),
         };
@@ -181,16 +187,14 @@ impl Entry {
 
     fn normalise(&self, policy: &InboundPolicy, head: &mut RequestHead) -> Result<(), Refusal> {
         let Some(access) = &policy.access else { return Ok(()) };
-        if !access.looks_at_paths(self.port()) && !policy.limits.looks_at_paths(self.port()) {
+        if !access.decides_on_paths(self.port()) && !policy.limits.decides_on_paths(self.port()) {
             return Ok(());
         }
         let Some(target) = head.path() else { return Ok(()) };
         let changed = match path::normalise(target, access.escaped_slashes()) {
             Ok(Cow::Borrowed(_)) => return Ok(()),
             Ok(Cow::Owned(changed)) => changed,
-            Err(fault) => {
-                return Err(Refusal::new(Reason::BadRequest, format!("the path is refused: {fault}")));
-            }
+            Err(fault) => return Err(path_refused(fault)),
         };
         head.set_path(Some(&changed));
         Ok(())

@@ -332,6 +332,20 @@ impl Attempt {
         }
     }
 
+    /// Whether this is to find out if an ejected endpoint answers again.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.token.as_ref().is_some_and(Token::is_trial)
+    }
+
+    /// Tells the breaker that the endpoint answers, where it does and the answer goes on.
+    pub(crate) fn tells_success(&mut self) {
+        if let (Some(token), Some(Outcome::Success { rtt })) = (&mut self.token, self.outcome)
+            && !token.is_told()
+        {
+            self.shared.balancer.borrow_mut().answers(token, rtt, Instant::now());
+        }
+    }
+
     /// There was no answer, or not all of it.
     pub(crate) fn failed(&mut self) {
         self.outcome = Some(Outcome::Failure);

@@ -103,8 +103,11 @@ async fn arrive(worker: Rc<Worker>, mut stream: TcpStream, destination: SocketAd
                 worker.ctx.metrics.unmeshed(source, port, "passed");
                 let entry = Entry::new(&worker, destination, port, source, None);
                 let wire = Wire::plain(stream, buffer);
-                return match entry.admit_bytes(&worker) {
-                    Ok(()) => entry.join(wire, application, greeting),
+                let admitted = entry
+                    .admit_connection(&worker)
+                    .and_then(|open| entry.admit_bytes(&worker).map(|()| open));
+                return match admitted {
+                    Ok(open) => entry.join(wire, application, greeting).guarded(Vec::new(), open),
                     Err(refusal) => refuse(&worker, wire, None, refusal, Direction::Inbound),
                 };
             }

@@ -131,6 +131,8 @@ pub(crate) struct Worker {
     services: RefCell<HashMap<Arc<str>, Rc<Shared>>>,
     edges: RefCell<HashMap<EdgeKey, Rc<Edge>>>,
     identity: RefCell<Identity>,
+    /// Held by each copy for a mirror that is under way.
+    mirroring: Rc<()>,
     leaving: Cell<bool>,
     /// Connections to endpoints that have left their pool and still serve.
     retired: RefCell<Vec<Rc<h2::H2>>>,
@@ -223,6 +225,7 @@ impl Worker {
             services: RefCell::default(),
             edges: RefCell::default(),
             identity: RefCell::default(),
+            mirroring: Rc::default(),
             leaving: Cell::new(false),
             retired: RefCell::default(),
             connections: Cell::new(0),

@@ -8,6 +8,7 @@ use std::sync::{
 use http::{Request, Response};
 use outrigger_api::v1;
 use outrigger_core::model::{Protocol, Service};
+use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
 use crate::support::*;
 
@@ -188,6 +189,36 @@ async fn a_mirror_sees_the_request_with_its_body_and_nobody_waits_for_it() {
     let (head, body) = ask(address, request).await;
     assert_eq!((head.status.as_u16(), body.as_str()), (200, "app / app.example"));
     assert_eq!(soon("the mirror", saw.recv()).await.unwrap(), "a body");
+}
+
+#[tokio::test]
+async fn a_mirror_that_never_answers_is_given_up_when_its_time_is_over() {
+    let shadow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let shadows_address = shadow.local_addr().unwrap();
+    let ca = Ca::new();
+    let mirror = v1::Mirror { backend: Some(backend("other.default", 1)), per_million: 1_000_000 };
+    let filters = v1::Filters { mirrors: vec![mirror], ..v1::Filters::default() };
+    let wire = route(vec![v1::RouteRule {
+        filters: Some(filters),
+        ..rule(vec![], vec![backend("app.default", 1)])
+    }]);
+    let app = service(Protocol::Http1, vec![endpoint("app", named("app").await, None)]);
+    let app = Service { routes: policies(wire).routes, ..app };
+    let timeouts = v1::Timeouts { request: Some(200), ..v1::Timeouts::default() };
+    let traffic = v1::Traffic { timeouts: Some(timeouts), ..v1::Traffic::default() };
+    let other = Service {
+        name: "other.default".into(),
+        traffic: policies(v1::Service { traffic: Some(traffic), ..v1::Service::default() }).traffic,
+        ..service(Protocol::Http1, vec![endpoint("other", shadows_address, None)])
+    };
+    let (_client, address, _) = Sidecar::client_of(ca.context("client", config()), app, vec![other]);
+    assert_eq!(ask(address, get("/")).await.0.status, 200);
+    let (mut copy, _) = soon("the mirror", shadow.accept()).await.unwrap();
+    let mut head = Vec::new();
+    // By a reset, as whoever waits for the rest must know.
+    let _ = soon("the copy's end", copy.read_to_end(&mut head)).await;
+    let head = String::from_utf8_lossy(&head);
+    assert!(head.starts_with("GET / HTTP/1.1\r\n") && !head.contains("request-timeout-ms"), "{head}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use outrigger_api::v1::{self, Health, Protocol};
+use outrigger_core::path::{self, EscapedSlashes};
 
 use super::objects::{Endpoint, Node, ObjectKey, Pod, Probe, Service, Slice};
 use crate::sources::{Instance, InvalidServiceKey, ServiceKey, ServicePort, SourceService, Workload};
@@ -211,7 +212,7 @@ fn probes(pod: &Pod, node: &Node) -> Vec<v1::Probe> {
         let request = |port: u16, method: &str, path: &str| v1::Probe {
             port: port.into(),
             method: method.to_owned(),
-            path: path.to_owned(),
+            path: path.replace(' ', "%20"),
             nodes: Vec::new(),
         };
         match probe {
@@ -222,7 +223,11 @@ fn probes(pod: &Pod, node: &Node) -> Vec<v1::Probe> {
             Probe::Connection { port } => Some(v1::Probe { nodes: nodes.clone(), ..request(*port, "", "") }),
         }
     };
-    pod.probes.iter().filter_map(probe).collect()
+    // A proxy refuses all that it is told with one path that nobody can ask for; the kubelet escapes a space.
+    let is_asked_for = |probe: &v1::Probe| {
+        probe.path.is_empty() || path::normalise(probe.path.as_bytes(), EscapedSlashes::Keep).is_ok()
+    };
+    pod.probes.iter().filter_map(probe).filter(is_asked_for).collect()
 }
 
 #[cfg(test)]

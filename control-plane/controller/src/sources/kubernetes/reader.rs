@@ -27,7 +27,7 @@ use super::objects::{Kind, ObjectKey, version};
 
 /// Objects of a page: what API servers use themselves.
 const PAGE: u32 = 500;
-/// For one page. A server that takes longer is overloaded; asking again later helps it more.
+/// For each page, however many there are. A server that takes longer is overloaded; asking again later helps it more.
 const PAGE_LIMIT: Duration = Duration::from_mins(1);
 /// A watch is opened within this or not at all.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
@@ -92,6 +92,19 @@ enum Ended {
     Slow,
 }
 
+/// Why there is no list.
+enum NoList {
+    Refused(kube::Error),
+    /// A page came too late.
+    Slow,
+}
+
+impl From<kube::Error> for NoList {
+    fn from(error: kube::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "T: serde::de::DeserializeOwned"))]
 struct Page<T> {
@@ -129,8 +142,8 @@ impl<K: Kind, U> Reader<K, U> {
     /// Lists until it succeeds; returns the version to watch from.
     async fn list(&mut self) -> Result<String, Closed> {
         loop {
-            match timeout(PAGE_LIMIT, self.pages()).await {
-                Ok(Ok((found, at))) => {
+            match self.pages().await {
+                Ok((found, at)) => {
                     if self.is_too_old(version(&at)) {
                         let text = format!(
                             "the API server's list of {} (version {at}) is older than what was read before ({})",
@@ -145,25 +158,28 @@ impl<K: Kind, U> Reader<K, U> {
                     self.tell(Event::Listed(found)).await?;
                     return Ok(at);
                 }
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 && K::OPTIONAL => {
+                Err(NoList::Refused(kube::Error::Api(status))) if status.code == 404 && K::OPTIONAL => {
                     tracing::info!(kind = K::NAME, "the API server does not know this kind");
                     self.tell(Event::Listed(Vec::new())).await?;
                     tokio::time::sleep(MISSING_PAUSE).await;
                 }
-                Ok(Err(error)) => self.failed(format!("cannot list {}: {}", K::NAME, reason(&error))).await?,
-                Err(_) => {
+                Err(NoList::Refused(error)) => {
+                    self.failed(format!("cannot list {}: {}", K::NAME, reason(&error))).await?;
+                }
+                Err(NoList::Slow) => {
                     self.failed(format!("cannot list {}: no answer within {PAGE_LIMIT:?}", K::NAME)).await?;
                 }
             }
         }
     }
 
-    async fn pages(&self) -> Result<(Vec<(ObjectKey, K)>, String), kube::Error> {
+    async fn pages(&self) -> Result<(Vec<(ObjectKey, K)>, String), NoList> {
         let mut params = ListParams::default().limit(PAGE);
         let mut found = Vec::new();
         loop {
             let request = Request::new(K::PATH).list(&params).map_err(kube::Error::BuildRequest)?;
-            let page: Page<K::Raw> = self.client.request(request).await?;
+            let page = timeout(PAGE_LIMIT, self.client.request::<Page<K::Raw>>(request)).await;
+            let page = page.map_err(|_| NoList::Slow)??;
             found.extend(page.items.into_iter().flatten().map(|raw| {
                 let (meta, object) = K::prune(raw);
                 (meta.key(), object)

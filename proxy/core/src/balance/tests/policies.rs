@@ -114,7 +114,29 @@ fn who_is_ejected_is_the_last_resort_of_a_request_that_tried_all_others() {
 }
 
 #[test]
-fn a_trial_that_is_abandoned_is_made_again() {
+fn a_trial_that_is_abandoned_is_made_again_soon_and_not_before_others_are_asked() {
+    let mut balancer = balancer(&service(healthy(2)));
+    let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
+    let failing = |id: &str| if id == "e1" { Outcome::Failure } else { Outcome::Success { rtt: MS } };
+    while balancer.live.ejected() == 0 {
+        ask(&mut balancer, now, &mut rng, failing);
+    }
+    let mut later = now + ASIDE_MIN;
+    let abandoned = |_: &str| Outcome::Abandoned { waited: Duration::ZERO };
+    for _ in 0..3 {
+        assert_eq!(ask(&mut balancer, later, &mut rng, abandoned).as_deref(), Some("e1"));
+        for _ in 0..10 {
+            assert_eq!(ask(&mut balancer, later, &mut rng, failing).as_deref(), Some("e2"));
+        }
+        later += MS * 500;
+    }
+    assert_eq!(balancer.live.ejected(), 1);
+    ask(&mut balancer, later, &mut rng, |_| Outcome::Success { rtt: MS });
+    assert_eq!(balancer.live.ejected(), 0);
+}
+
+#[test]
+fn an_ejected_endpoint_is_back_when_it_begins_to_answer_and_a_stream_that_began_well_ends_a_row() {
     let mut balancer = balancer(&service(healthy(2)));
     let (now, mut rng) = (Instant::now(), fastrand::Rng::with_seed(1));
     let failing = |id: &str| if id == "e1" { Outcome::Failure } else { Outcome::Success { rtt: MS } };
@@ -122,13 +144,26 @@ fn a_trial_that_is_abandoned_is_made_again() {
         ask(&mut balancer, now, &mut rng, failing);
     }
     let later = now + ASIDE_MIN;
-    let abandoned = |_: &str| Outcome::Abandoned { waited: Duration::ZERO };
-    for _ in 0..3 {
-        assert_eq!(ask(&mut balancer, later, &mut rng, abandoned).as_deref(), Some("e1"));
-    }
-    assert_eq!(balancer.live.ejected(), 1);
-    ask(&mut balancer, later, &mut rng, |_| Outcome::Success { rtt: MS });
+    let picked = balancer.pick(PORT, later, &mut rng, &[], None).endpoint().unwrap();
+    let mut stream = balancer.start(&picked);
+    assert!(stream.is_trial());
+    balancer.answers(&mut stream, MS, later);
     assert_eq!(balancer.live.ejected(), 0);
+    let only_e1 = ["e2".into()];
+    for round in 0..8 {
+        let failed = balancer.pick(PORT, later, &mut rng, &only_e1, None).endpoint().unwrap();
+        let failed = balancer.start(&failed);
+        balancer.finish(failed, Outcome::Failure, later);
+        if round % 4 == 3 {
+            let well = balancer.pick(PORT, later, &mut rng, &only_e1, None).endpoint().unwrap();
+            let mut well = balancer.start(&well);
+            balancer.answers(&mut well, MS, later);
+            balancer.finish(well, Outcome::Success { rtt: MS }, later);
+        }
+    }
+    assert_eq!(balancer.live.ejected(), 0, "never five in a row");
+    balancer.finish(stream, Outcome::Failure, later);
+    assert_eq!(balancer.live.ejected(), 0, "one failure");
 }
 
 #[test]

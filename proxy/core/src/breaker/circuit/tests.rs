@@ -38,11 +38,12 @@ fn failures_in_a_row_eject_and_a_trial_takes_back() {
     assert_eq!(one.standing(500 + 2 * SECOND), Standing::MayTry);
     assert!(one.begins_trial(&group, 2500, false));
     one.gives_trial_back(&group, 2501);
-    assert!(one.begins_trial(&group, 2501, false), "the first had no result");
-    one.record(&group, OK, true, 2600, 0);
-    assert_eq!((one.standing(2600), group.ejected()), (Standing::Stands, 0));
-    fails(one, &group, 5, 3000);
-    assert_eq!(one.standing(3500), Standing::MayTry, "a new row");
+    assert!(!one.begins_trial(&group, 3000, false), "not at once");
+    assert!(one.begins_trial(&group, 3001, false), "the first had no result");
+    one.record(&group, OK, true, 3001, 0);
+    assert_eq!((one.standing(3001), group.ejected()), (Standing::Stands, 0));
+    fails(one, &group, 5, 3100);
+    assert_eq!(one.standing(3600), Standing::MayTry, "a new row");
     let counted = group.ejections.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert_eq!(counted, [2, 0, 1]);
 }

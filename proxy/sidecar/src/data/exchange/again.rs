@@ -77,7 +77,8 @@ impl Exchange {
     /// A try begins: how long it may take.
     pub(super) fn begins_try(&mut self, worker: &Worker) {
         let now = Instant::now();
-        if let Some(deadline) = self.plan.deadline {
+        // A mirror sees the request as it is.
+        if let Some(deadline) = self.plan.deadline.filter(|_| !self.is_discarded()) {
             let left = deadline.saturating_duration_since(now);
             if self.is_grpc {
                 self.head.fields.set(deadline::GRPC_HEADER, &deadline::grpc_timeout(left));

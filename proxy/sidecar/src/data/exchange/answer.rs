@@ -75,7 +75,7 @@ impl Exchange {
         }) else {
             return false;
         };
-        let by_policy = self.asks_a_sidecar() && reason_of(&self.answer.fields).is_some_and(is_a_policys);
+        let by_policy = self.is_refused_by_policy();
         if let Some(attempt) = &mut self.attempt {
             if by_policy {
                 attempt.answered_by_policy();
@@ -84,6 +84,11 @@ impl Exchange {
             }
         }
         self.tries_again(worker, key, &failure)
+    }
+
+    /// Whether the peer's sidecar answers, because of a policy.
+    pub(super) fn is_refused_by_policy(&self) -> bool {
+        self.asks_a_sidecar() && reason_of(&self.answer.fields).is_some_and(is_a_policys)
     }
 
     /// More has come of an answer whose head was held back. Returns whether the exchange goes on with it.
@@ -121,6 +126,9 @@ impl Exchange {
         if let Some(attempt) = &mut self.attempt {
             // What failed by its status was counted where that was found out.
             attempt.answered(cleaned.is_ok());
+            if attempt.is_trial() {
+                attempt.tells_success();
+            }
         }
         if let Err(refusal) = cleaned {
             return self.refuse(worker, refusal);

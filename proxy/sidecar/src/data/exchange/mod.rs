@@ -111,6 +111,8 @@ pub(crate) struct Exchange {
     held: Option<Framing>,
     shadow: Option<Shadow>,
     mirrors: Vec<Key>,
+    /// Of a mirror: that it counts among those under way.
+    mirrored: Option<Rc<()>>,
     /// Who waits for the status of a health check.
     checks: Option<oneshot::Sender<bool>>,
     /// The hedge that is under way.
@@ -462,7 +464,7 @@ impl Exchange {
         // Counted when it is dropped.
         self.record = None;
         self.attempt = None;
-        (self.admission, self.checks) = (None, None);
+        (self.admission, self.checks, self.mirrored) = (None, None, None);
         (self.runs, self.waits, self.in_line) = (None, None, None);
         self.busy = None;
         (self.down, self.up) = (None, None);
@@ -491,6 +493,9 @@ impl Exchange {
     /// Ends what takes too long, or may not go on. Called now and then, and when the inbound policy has changed.
     pub(super) fn sweep(&mut self, worker: &Rc<Worker>, now: Instant) {
         self.judge_again(worker);
+        if let (State::Answering | State::Switched, Some(attempt)) = (self.state, &mut self.attempt) {
+            attempt.tells_success();
+        }
         let timeouts = &worker.ctx.config.timeouts;
         let passed = |since: Option<Instant>, limit: std::time::Duration| {
             since.is_some_and(|since| now.saturating_duration_since(since) >= limit)

@@ -125,7 +125,8 @@ impl Exchange {
                 rule.traffic.clone()
             }
         };
-        if traffic.as_ref().is_some_and(|traffic| traffic.retry.is_some()) {
+        // Hedges are taken from the same budget.
+        if traffic.as_ref().is_some_and(|traffic| traffic.retry.is_some() || traffic.hedge.is_some()) {
             self.plan.via.as_ref().unwrap_or(route).counts_request();
         }
         self.plan.traffic = traffic;

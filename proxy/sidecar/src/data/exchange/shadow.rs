@@ -4,9 +4,12 @@
 //! handed over to the exchange whose copy it is, with the connection that it came on; whichever of the two comes second is
 //! cancelled.
 
-use std::{rc::Rc, time::Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
-use outrigger_core::model::Protocol;
+use outrigger_core::{model::Protocol, retry};
 use outrigger_http::{fields::Fields, h1::Framing, h2::Code, head::Version};
 use tokio::sync::oneshot;
 
@@ -18,6 +21,11 @@ use crate::{
 
 /// What a health check calls itself.
 const USER_AGENT: &[u8] = concat!("outrigger-health/", env!("CARGO_PKG_VERSION")).as_bytes();
+
+/// How long a mirror may take whose service has no `timeouts.request`: nobody waits for it, so nobody else would end it.
+const MIRROR_LIMIT: Duration = Duration::from_secs(30);
+/// Mirrors under way in one thread. Each has a connection where it is asked over HTTP/1.1; a request beyond is not copied.
+const MIRRORS: usize = 1_024;
 
 /// Why an exchange has no client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +42,17 @@ impl Exchange {
     /// Sends copies of the request to those who are to see it.
     pub(super) fn mirror(&mut self, worker: &Rc<Worker>) {
         for way in std::mem::take(&mut self.plan.mirrors) {
+            // The worker has one itself.
+            if Rc::strong_count(&worker.mirroring) > MIRRORS {
+                continue;
+            }
             let copy = worker.begin(|copy, worker, key| {
                 copy.begin_copy(worker, self, Shadow::Mirror, &way);
+                copy.mirrored = Some(worker.mirroring.clone());
+                let traffic = way.target.service.peek().traffic.clone();
+                let limit = traffic.and_then(|traffic| traffic.timeouts.request.flatten());
+                copy.plan.deadline = copy.begun.map(|begun| begun + limit.unwrap_or(MIRROR_LIMIT));
+                copy.set_alarm(worker);
                 copy.next_endpoint(worker, key);
             });
             self.mirrors.push(copy);
@@ -147,7 +164,7 @@ impl Exchange {
     fn take_over(&mut self, worker: &Rc<Worker>, key: Key, rival: &mut Self, framing: Framing) -> bool {
         let waits = matches!(self.state, State::Connecting | State::Asked);
         // A failure is no answer while there is hope for a better one.
-        let failed = rival.answer.status >= 500 && self.up.is_some();
+        let failed = self.up.is_some() && rival.was_answered_in_vain();
         self.rival = None;
         if !waits || failed || self.held.is_some() {
             return false;
@@ -166,6 +183,17 @@ impl Exchange {
         self.asking();
         self.answered(worker, key, framing);
         true
+    }
+
+    /// Whether another endpoint might have answered better: this one failed, or its sidecar would not let the request in.
+    fn was_answered_in_vain(&self) -> bool {
+        let code = self.is_grpc.then(|| retry::grpc_status(|name| self.answer.fields.get(name))).flatten();
+        let status = self.answer.status;
+        self.is_refused_by_policy()
+            || status >= 500
+            || status == 429
+            // UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL and UNAVAILABLE.
+            || matches!(code, Some(2 | 4 | 8 | 13 | 14))
     }
 
     /// A hedge has ended without an answer: whoever waited for nothing else is told why.

@@ -211,6 +211,8 @@ fn a_pod_keeps_what_its_node_asks_of_it() {
             "livenessProbe": {"httpGet": {"path": "/", "port": "tls", "scheme": "HTTPS"}},
             "readinessProbe": {"httpGet": {"path": "/", "port": 80, "host": "elsewhere.example"}}},
         {"name": "none", "readinessProbe": {"httpGet": {"port": "http"}}},
+        {"name": "odd", "readinessProbe": {"httpGet": {"path": "/is it up", "port": 81}},
+            "livenessProbe": {"httpGet": {"path": "/%zz", "port": 81}}},
     ]}}));
     let node = Node {
         pod_ranges: vec!["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
@@ -223,6 +225,7 @@ fn a_pod_keeps_what_its_node_asks_of_it() {
         .map(|probe| (probe.port, probe.method.as_str(), probe.path.as_str(), probe.nodes.len()))
         .collect();
     let expected = [
+        (81, "GET", "/is%20it%20up", 0),
         (8080, "GET", "/bye", 0),
         (8080, "GET", "/started", 0),
         (9000, "POST", "/grpc.health.v1.Health/Check", 0),
@@ -230,10 +233,16 @@ fn a_pod_keeps_what_its_node_asks_of_it() {
         (8443, "", "", 3),
     ];
     assert_eq!(seen, expected, "named ports are the container's own; the sidecar's probe is not redirected");
-    assert_eq!(found.probes[3].nodes, ["10.0.0.1/32", "192.168.0.1/32", "fd00::1/128"]);
+    assert_eq!(found.probes[4].nodes, ["10.0.0.1/32", "192.168.0.1/32", "fd00::1/128"]);
     assert_eq!(found.identity.as_deref(), Some("spiffe://t/ns/shop/sa/web"));
     let access = v1::Access { default: v1::Default::Deny.into(), probes: found.probes, ..Default::default() };
     outrigger_core::access::Access::from_wire(&access).expect("a proxy takes them");
+}
+
+#[test]
+fn a_slice_with_a_number_that_is_no_port_costs_that_port_alone() {
+    let ports = json!([{"name": "odd", "port": 70000}, {"name": "all"}, {"name": "less", "port": -1}, {"name": "http", "port": 80}]);
+    assert_eq!(slice(1, ports, json!([])).ports, [("http".to_owned(), 80)]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Objects as they are parsed. Fields that the API may write as `null` are options.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{Meta, Probe};
 use outrigger_api::v1;
@@ -49,7 +49,14 @@ pub(in super::super) struct Slice {
 pub(super) struct SlicePort {
     pub(super) name: Option<String>,
     pub(super) protocol: Option<String>,
+    #[serde(deserialize_with = "slice_port")]
     pub(super) port: Option<u16>,
+}
+
+/// Not every API server checks the number, and one slice that cannot be parsed would stop the reading of all: what is no port is none.
+fn slice_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let number = Option::<i64>::deserialize(deserializer)?;
+    Ok(number.and_then(|number| u16::try_from(number).ok()))
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
