@@ -1,7 +1,8 @@
 //! The webhook's port: TLS connections, each a task, all of them bounded.
 //!
 //! Any pod can reach the port, and nobody proves who he is: API servers have no certificate that we could know. So each address has
-//! a share of what there is, and whoever uses his up keeps nobody else's reviews waiting.
+//! a share of what may be at work, and whoever uses his up keeps nobody else's reviews waiting. Connections have no such share: an API
+//! server makes one for each review of a burst, and one that is refused is a pod that is refused.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -23,8 +24,6 @@ use super::review::{AT_WORK, Share};
 
 /// Open connections. An API server needs a few; beyond this newcomers wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
-/// Open connections of one address; an API server's reviews share one or two.
-const EACH: usize = 64;
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// After this a connection is told to end, so that nobody keeps one for good. An API server makes another.
@@ -55,10 +54,7 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let Some(guest) = peers.admit(peer.ip().to_canonical()) else {
-                    tracing::debug!(%peer, "an address has too many connections to the webhook");
-                    continue;
-                };
+                let guest = peers.admit(peer.ip().to_canonical());
                 let router = router.clone().layer(Extension(guest.share()));
                 let (certificate, stop) = (certificate.clone(), stop.clone());
                 tasks.spawn(async move {
@@ -95,16 +91,13 @@ struct Guest {
 }
 
 impl Peers {
-    fn admit(&self, address: IpAddr) -> Option<Guest> {
+    fn admit(&self, address: IpAddr) -> Guest {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Half of all: two API servers are not in each other's way, and one pod is in nobody's.
         let new = || Peer { connections: 0, share: Share(Arc::new(Semaphore::new(AT_WORK as usize / 2))) };
         let peer = peers.entry(address).or_insert_with(new);
-        if peer.connections >= EACH {
-            return None;
-        }
         peer.connections += 1;
-        Some(Guest { peers: self.clone(), address, share: peer.share.clone() })
+        Guest { peers: self.clone(), address, share: peer.share.clone() }
     }
 }
 
