@@ -16,7 +16,8 @@ use ipnet::IpNet;
 
 use crate::addresses;
 use crate::sources::{
-    Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync, Workload, kubernetes,
+    Fault, Instance, MAX_FAULTS, ServiceKey, ServicePort, Snapshot, SourceService, Sync, Workload,
+    kubernetes, policy,
 };
 
 /// The suffix of the mesh's own names.
@@ -222,8 +223,8 @@ impl Catalog {
 
     /// Whether all that the cluster says was read at least once; without a cluster there is nothing to read.
     pub(crate) fn knows_its_cluster(&self) -> bool {
-        let is_in_cluster = self.sources.iter().any(|source| &*source.name == "kubernetes");
-        let is_of_cluster = |source: &&SourceState| matches!(&*source.name, "kubernetes" | "policy");
+        let is_in_cluster = self.sources.iter().any(|source| &*source.name == kubernetes::NAME);
+        let is_of_cluster = |source: &&SourceState| [kubernetes::NAME, policy::NAME].contains(&&*source.name);
         let never = |source: &SourceState| source.snapshot.sync == Sync::Never;
         !is_in_cluster || !self.sources.iter().filter(is_of_cluster).any(never)
     }

@@ -17,7 +17,7 @@ pub(crate) fn of_service(service: &v1::Service) -> BTreeSet<Key> {
         }
     }
     found.extend(service.traffic.iter().flat_map(of_traffic));
-    if service.source.split(',').any(|source| source == "policy") {
+    if service.source.split(',').any(|source| source == crate::sources::policy::NAME) {
         found.insert(Key::new(Kind::ExternalService, &service.namespace, &service.name));
     }
     found

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::{Extension, Router};
@@ -41,7 +41,7 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let peers = Peers::default();
+    let mut shares = Shares::default();
     let tasks = TaskTracker::new();
     loop {
         let accept = async {
@@ -54,14 +54,13 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let guest = peers.admit(peer.ip().to_canonical());
-                let router = router.clone().layer(Extension(guest.share()));
+                let router = router.clone().layer(Extension(shares.of(peer.ip().to_canonical())));
                 let (certificate, stop) = (certificate.clone(), stop.clone());
                 tasks.spawn(async move {
                     if let Err(error) = connection(tcp, &certificate, router, stop).await {
                         tracing::debug!(%peer, %error, "a connection of the webhook ended");
                     }
-                    drop((permit, guest));
+                    drop(permit);
                 });
             }
             Err(error) => {
@@ -74,48 +73,20 @@ pub(super) async fn serve(
     tasks.wait().await;
 }
 
-/// Who has connections, by address.
-#[derive(Default, Clone)]
-struct Peers(Arc<Mutex<HashMap<IpAddr, Peer>>>);
+/// What each address may have at work, for as long as it has a connection.
+#[derive(Default)]
+struct Shares(HashMap<IpAddr, Weak<Semaphore>>);
 
-struct Peer {
-    connections: usize,
-    share: Share,
-}
-
-/// A connection that counts until it is dropped.
-struct Guest {
-    peers: Peers,
-    address: IpAddr,
-    share: Share,
-}
-
-impl Peers {
-    fn admit(&self, address: IpAddr) -> Guest {
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Half of all: two API servers are not in each other's way, and one pod is in nobody's.
-        let new = || Peer { connections: 0, share: Share(Arc::new(Semaphore::new(AT_WORK as usize / 2))) };
-        let peer = peers.entry(address).or_insert_with(new);
-        peer.connections += 1;
-        Guest { peers: self.clone(), address, share: peer.share.clone() }
-    }
-}
-
-impl Guest {
-    fn share(&self) -> Share {
-        self.share.clone()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut peers = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(peer) = peers.get_mut(&self.address) {
-            peer.connections -= 1;
-            if peer.connections == 0 {
-                peers.remove(&self.address);
-            }
+impl Shares {
+    fn of(&mut self, address: IpAddr) -> Share {
+        if let Some(known) = self.0.get(&address).and_then(Weak::upgrade) {
+            return Share(known);
         }
+        self.0.retain(|_, share| share.strong_count() > 0);
+        // Half of all: two API servers are not in each other's way, and one pod is in nobody's.
+        let new = Arc::new(Semaphore::new(AT_WORK as usize / 2));
+        self.0.insert(address, Arc::downgrade(&new));
+        Share(new)
     }
 }
 

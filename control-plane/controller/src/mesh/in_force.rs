@@ -22,7 +22,7 @@ use crate::catalog::{Key, Service};
 use crate::compile::{Compiled, Kind};
 use crate::metrics::Metrics;
 use crate::policies::resolver::{Resolution, defaults_of};
-use crate::sources::ServiceKey;
+use crate::sources::{ServiceKey, policy};
 
 /// Namespaces whose `Mesh` is kept: one takes 300 KiB at most.
 const MAX_MESHES: usize = 64;
@@ -183,7 +183,7 @@ impl Mesh {
         // The lock is taken for each alone: proxies do not wait until all is copied.
         let view = |key| {
             let state = self.state();
-            let service = state.catalog.service(key).filter(|service| *service.source != *"policy")?;
+            let service = state.catalog.service(key).filter(|service| *service.source != *policy::NAME)?;
             Some(state.view(service))
         };
         let workloads = self.workloads_without_services();

@@ -30,6 +30,8 @@ use super::{
 use crate::addresses::is_virtual;
 use crate::policies::resolver::Resolution;
 
+/// The source's name.
+pub(crate) const NAME: &str = "policy";
 /// How long an answer holds, at least and at most.
 const MIN_TTL: Duration = Duration::from_secs(5);
 const MAX_TTL: Duration = Duration::from_mins(5);
@@ -81,7 +83,7 @@ pub(crate) fn spawn(
     let (sender, snapshots) = watch::channel(Arc::default());
     let externals = Externals { lookup, hosts: BTreeMap::new(), lookups: JoinSet::new(), sender };
     tokio::spawn(async move { stop.run_until_cancelled(externals.run(resolutions)).await });
-    Source { name: "policy".into(), snapshots }
+    Source { name: NAME.into(), snapshots }
 }
 
 struct Externals {

@@ -247,31 +247,15 @@ fn attach<'a>(
                     };
                     let (left, lost) = kinds.share(route.key.kind, ports, service);
                     let condition = accepted(side, &left, &lost);
-                    if left.is_empty() {
-                        condition
-                    } else {
-                        let of_side = attached.entry(side.clone()).or_default();
-                        if let Some(same) = of_side.iter_mut().find(|other| other.key == route.key) {
-                            same.ports.join(left);
-                            condition
-                        } else {
-                            // Ports with a policy of their own have a copy each.
-                            let copies = 1 + targets.ports_of(&side.service).count();
-                            let weight = Weight::of(route.rules.iter().map(|rule| &rule.wire)).times(copies);
-                            match rooms.entry(&side.service).or_default().take(side, weight) {
-                                Ok(()) => {
-                                    of_side.push(Attached {
-                                        key: route.key,
-                                        created: route.created,
-                                        ports: left,
-                                        rules: &route.rules,
-                                    });
-                                    condition
-                                }
-                                // With it clients would refuse the service and all its endpoints.
-                                Err(fault) => Condition::refused(ConditionReason::LimitReached, fault),
-                            }
-                        }
+                    // Ports with a policy of their own have a copy each.
+                    let copies = 1 + targets.ports_of(&side.service).count();
+                    let room = rooms.entry(&side.service).or_default();
+                    match add(&mut attached, side, route, left, |weight| {
+                        room.take(side, weight.times(copies))
+                    }) {
+                        Ok(()) => condition,
+                        // With it clients would refuse the service and all its endpoints.
+                        Err(fault) => Condition::refused(ConditionReason::LimitReached, fault),
                     }
                 }
             };
@@ -284,6 +268,27 @@ fn attach<'a>(
         }
     }
     attached
+}
+
+/// Attaches a route, or more ports of one that is attached already. `room` is asked once for each route.
+fn add<'a>(
+    attached: &mut BTreeMap<Side, Vec<Attached<'a>>>,
+    side: &Side,
+    route: &'a Read<'a>,
+    ports: PortSet,
+    room: impl FnOnce(Weight) -> Result<(), String>,
+) -> Result<(), String> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let of_side = attached.entry(side.clone()).or_default();
+    if let Some(same) = of_side.iter_mut().find(|other| other.key == route.key) {
+        same.ports.join(ports);
+        return Ok(());
+    }
+    room(Weight::of(route.rules.iter().map(|rule| &rule.wire)))?;
+    of_side.push(Attached { key: route.key, created: route.created, ports, rules: &route.rules });
+    Ok(())
 }
 
 fn accepted(side: &Side, left: &PortSet, lost: &BTreeSet<u16>) -> Condition {

@@ -45,12 +45,7 @@ pub(super) fn in_use(folder: &Path) -> anyhow::Result<PathBuf> {
 /// Puts our entry last into the file, or takes it out. `false`: it is as it shall be already. What else is in the file
 /// stays, and a reader sees the old file or the new one.
 pub(super) fn set(file: &Path, present: bool) -> anyhow::Result<bool> {
-    let shown = file.display();
-    let size = fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
-    if size > MAX_FILE {
-        bail!("{shown} has {size} bytes: it is no network configuration");
-    }
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+    let (shown, text) = (file.display(), read(file)?);
     let Some(changed) = changed(&text, present).with_context(|| format!("cannot change {shown}"))? else {
         return Ok(false);
     };
@@ -61,12 +56,20 @@ pub(super) fn set(file: &Path, present: bool) -> anyhow::Result<bool> {
 
 /// The plugins of a list, but ours.
 pub(super) fn others(file: &Path) -> anyhow::Result<Vec<String>> {
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let list: Value =
-        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+        serde_json::from_str(&read(file)?).with_context(|| format!("{} is not JSON", file.display()))?;
     let plugins = list["plugins"].as_array().into_iter().flatten();
     let types = plugins.filter_map(|plugin| plugin["type"].as_str());
     Ok(types.filter(|kind| *kind != PLUGIN).map(str::to_owned).collect())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    let shown = file.display();
+    let size = fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
+    if size > MAX_FILE {
+        bail!("{shown} has {size} bytes: it is no network configuration");
+    }
+    fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))
 }
 
 /// Writes a file beside its place and moves it there.

@@ -64,8 +64,8 @@ impl Entry {
     ) -> Result<Admission, Refusal> {
         let policy = worker.ctx.inbound.load();
         self.knows(&policy)?;
-        self.normalise(&policy, head)?;
-        let is_probe = self.judge(worker, &policy, Some(head))?;
+        let is_in_form = self.normalise(&policy, head)?;
+        let is_probe = self.judge(worker, &policy, Some(head), is_in_form)?;
         let mut admission = Admission { epoch: policy.epoch, permit: None, answered: None };
         if is_probe {
             return Ok(admission);
@@ -107,7 +107,7 @@ impl Entry {
     pub(super) fn admit_bytes(&self, worker: &Worker) -> Result<(), Refusal> {
         let policy = worker.ctx.inbound.load();
         self.knows(&policy)?;
-        self.judge(worker, &policy, None).map(drop)
+        self.judge(worker, &policy, None, false).map(drop)
     }
 
     /// Counts a connection against its caller's bounds, for as long as the permit lives.
@@ -135,7 +135,7 @@ impl Entry {
     /// Whether what was let in under another policy may go on. `head`: of the request; `None`: a connection of bytes.
     pub(super) fn still_admits(&self, worker: &Worker, head: Option<&RequestHead>) -> Result<u64, Refusal> {
         let policy = worker.ctx.inbound.load();
-        self.judge(worker, &policy, head).map(|_| policy.epoch)
+        self.judge(worker, &policy, head, false).map(|_| policy.epoch)
     }
 
     /// Whether a caller without mutual TLS has a chance where the mode is `Strict`: only probes do.
@@ -152,12 +152,13 @@ impl Entry {
         Err(Refusal::new(Reason::DiscoveryUnavailable, text))
     }
 
-    /// Returns whether it is a probe.
+    /// `is_in_form`: the head's path is known to be. Returns whether it is a probe.
     fn judge(
         &self,
         worker: &Worker,
         policy: &InboundPolicy,
         head: Option<&RequestHead>,
+        is_in_form: bool,
     ) -> Result<bool, Refusal> {
         let strict = policy.mode == Mtls::Strict && self.peer().is_none();
         let Some(access) = &policy.access else {
@@ -167,8 +168,12 @@ impl Entry {
         let verdict = match head {
             Some(head) => {
                 let seen = Seen(head);
-                let limits_decide = policy.limits.decides_on_paths(self.port());
-                let judged = access.judged(self.port(), seen.path(), limits_decide).map_err(path_refused)?;
+                let judged = if is_in_form {
+                    Cow::Borrowed(seen.path())
+                } else {
+                    let limits_decide = policy.limits.decides_on_paths(self.port());
+                    access.judged(self.port(), seen.path(), limits_decide).map_err(path_refused)?
+                };
                 access.request(&caller, self.port(), &seen, &judged)
             }
             None => access.connection(&caller, self.port()),
@@ -185,19 +190,20 @@ impl Entry {
         Err(Refusal::new(Reason::AccessDenied, text))
     }
 
-    fn normalise(&self, policy: &InboundPolicy, head: &mut RequestHead) -> Result<(), Refusal> {
-        let Some(access) = &policy.access else { return Ok(()) };
+    /// Brings the path into its one form where rules in force look at it. Returns whether it was.
+    fn normalise(&self, policy: &InboundPolicy, head: &mut RequestHead) -> Result<bool, Refusal> {
+        let Some(access) = &policy.access else { return Ok(false) };
         if !access.decides_on_paths(self.port()) && !policy.limits.decides_on_paths(self.port()) {
-            return Ok(());
+            return Ok(false);
         }
-        let Some(target) = head.path() else { return Ok(()) };
+        let Some(target) = head.path() else { return Ok(true) };
         let changed = match path::normalise(target, access.escaped_slashes()) {
-            Ok(Cow::Borrowed(_)) => return Ok(()),
+            Ok(Cow::Borrowed(_)) => return Ok(true),
             Ok(Cow::Owned(changed)) => changed,
             Err(fault) => return Err(path_refused(fault)),
         };
         head.set_path(Some(&changed));
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn plaintext_refused(&self) -> Refusal {

@@ -158,6 +158,18 @@ async fn a_redirect_answers_without_asking_anybody() {
     assert_eq!(head.headers.get("location").unwrap(), "https://new.example/a?b");
 }
 
+/// A service of which `other.default` sees every request.
+async fn mirrored() -> Service {
+    let mirror = v1::Mirror { backend: Some(backend("other.default", 1)), per_million: 1_000_000 };
+    let filters = v1::Filters { mirrors: vec![mirror], ..v1::Filters::default() };
+    let wire = route(vec![v1::RouteRule {
+        filters: Some(filters),
+        ..rule(vec![], vec![backend("app.default", 1)])
+    }]);
+    let app = service(Protocol::Http1, vec![endpoint("app", named("app").await, None)]);
+    Service { routes: policies(wire).routes, ..app }
+}
+
 #[tokio::test]
 async fn a_mirror_sees_the_request_with_its_body_and_nobody_waits_for_it() {
     let (seen, saw) = tokio::sync::mpsc::channel(1);
@@ -172,14 +184,7 @@ async fn a_mirror_sees_the_request_with_its_body_and_nobody_waits_for_it() {
     .await;
     let mut saw = saw;
     let ca = Ca::new();
-    let mirror = v1::Mirror { backend: Some(backend("other.default", 1)), per_million: 1_000_000 };
-    let filters = v1::Filters { mirrors: vec![mirror], ..v1::Filters::default() };
-    let wire = route(vec![v1::RouteRule {
-        filters: Some(filters),
-        ..rule(vec![], vec![backend("app.default", 1)])
-    }]);
-    let app = service(Protocol::Http1, vec![endpoint("app", named("app").await, None)]);
-    let app = Service { routes: policies(wire).routes, ..app };
+    let app = mirrored().await;
     let other = Service {
         name: "other.default".into(),
         ..service(Protocol::Http1, vec![endpoint("other", shadow, None)])
@@ -196,14 +201,7 @@ async fn a_mirror_that_never_answers_is_given_up_when_its_time_is_over() {
     let shadow = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let shadows_address = shadow.local_addr().unwrap();
     let ca = Ca::new();
-    let mirror = v1::Mirror { backend: Some(backend("other.default", 1)), per_million: 1_000_000 };
-    let filters = v1::Filters { mirrors: vec![mirror], ..v1::Filters::default() };
-    let wire = route(vec![v1::RouteRule {
-        filters: Some(filters),
-        ..rule(vec![], vec![backend("app.default", 1)])
-    }]);
-    let app = service(Protocol::Http1, vec![endpoint("app", named("app").await, None)]);
-    let app = Service { routes: policies(wire).routes, ..app };
+    let app = mirrored().await;
     let timeouts = v1::Timeouts { request: Some(200), ..v1::Timeouts::default() };
     let traffic = v1::Traffic { timeouts: Some(timeouts), ..v1::Traffic::default() };
     let other = Service {
