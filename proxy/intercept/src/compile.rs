@@ -20,6 +20,7 @@ const MAX_TABLE_NAME: usize = 48;
 const DNS_PORT: u16 = 53;
 
 const INBOUND: &str = "inbound";
+const TAKE: &str = "take";
 const DNS: &str = "dns";
 
 pub(crate) fn compile(rules: &Rules) -> Result<Table, Error> {
@@ -28,6 +29,9 @@ pub(crate) fn compile(rules: &Rules) -> Result<Table, Error> {
     if let Some(selector) = &rules.inbound {
         chains.push(prerouting(rules));
         chains.push(inbound(rules, selector));
+        if rules.refuse_closed {
+            chains.push(take(rules));
+        }
     }
     if let Some(selector) = &rules.dns {
         chains.push(dns(rules, selector));
@@ -141,8 +145,19 @@ fn inbound(rules: &Rules, selector: &Selector) -> Chain {
         list.push(rule([Match::DestinationPort(tcp, port.into())], Action::Return));
     }
     push_excluded(&mut list, tcp, selector, Match::Source);
-    push_included(&mut list, tcp, selector, Match::Source, None, Action::Redirect(rules.ports.inbound));
+    let action = if rules.refuse_closed { Action::Jump(TAKE) } else { Action::Redirect(rules.ports.inbound) };
+    push_included(&mut list, tcp, selector, Match::Source, None, action);
     Chain { name: INBOUND, hook: None, rules: list }
+}
+
+/// A listener that comes or goes meanwhile changes nothing: what arrives is the proxy's, or it is refused.
+fn take(rules: &Rules) -> Chain {
+    let tcp = Match::Protocol(Protocol::Tcp);
+    let list = vec![
+        rule([tcp.clone(), Match::Listening], Action::Redirect(rules.ports.inbound)),
+        rule([tcp], Action::Refuse),
+    ];
+    Chain { name: TAKE, hook: None, rules: list }
 }
 
 /// What processes of this host send.

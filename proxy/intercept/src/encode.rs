@@ -98,17 +98,8 @@ fn new_rule(
             VerdictAttribute::Code(Verdict::Jump),
             VerdictAttribute::Chain(target.to_owned()),
         ])),
-        Action::Redirect(port) => {
-            expressions.push(
-                Expressions::Immediate(vec![
-                    Immediate::DestinationRegister(REGISTER),
-                    Immediate::Data(DataAttribute::Value(port.to_be_bytes().to_vec())),
-                ])
-                .into(),
-            );
-            // NFTA_REDIR_REG_PROTO_MIN
-            expressions.push(other("redir", &[(1, REGISTER.into())]));
-        }
+        Action::Redirect(port) => expressions.extend(redirect(port)),
+        Action::Refuse => expressions.extend(redirect(0)),
     }
     Ok(NfTablesMessage::NewRule(RuleMessage {
         attributes: vec![
@@ -178,8 +169,23 @@ fn encode_match(one: &Match, cgroup: &CgroupId, out: &mut Vec<Expression>) -> Re
             out.push(mask(4, &CT_ESTABLISHED_RELATED.to_ne_bytes()));
             out.push(cmp(Operator::NotEqual, &0_u32.to_ne_bytes()));
         }
+        Match::Listening => {
+            // NFTA_SOCKET_KEY = TRANSPARENT, NFTA_SOCKET_DREG. The expression fails where there is no socket; of one that is
+            // there any value will do.
+            out.push(other("socket", &[(1, 0), (2, REGISTER.into())]));
+            out.push(cmp(Operator::LessThanEqual, &[1]));
+        }
     }
     Ok(())
+}
+
+fn redirect(port: u16) -> [Expression; 2] {
+    let port = Expressions::Immediate(vec![
+        Immediate::DestinationRegister(REGISTER),
+        Immediate::Data(DataAttribute::Value(port.to_be_bytes().to_vec())),
+    ]);
+    // NFTA_REDIR_REG_PROTO_MIN
+    [port.into(), other("redir", &[(1, REGISTER.into())])]
 }
 
 fn encode_protocol(protocol: Protocol, out: &mut Vec<Expression>) {

@@ -31,15 +31,39 @@ const SEND_BUFFER_BYTES: usize = 212_992;
 /// Makes the kernel's rules exactly these, in one step and however often, and adds the routes that virtual
 /// addresses need. Other tables stay as they are.
 ///
+/// A kernel that cannot look for a listener gets the rules without [`Rules::refuse_closed`], and [`Applied::ClosedPortsTaken`] says so.
+///
 /// # Errors
 /// [`Error::Invalid`] before anything is touched; [`Error::Cgroup`]; [`Error::Netlink`], after which the rules
 /// are what they were (a route may have been added).
-pub fn apply(rules: &Rules) -> Result<(), Error> {
+pub fn apply(rules: &Rules) -> Result<Applied, Error> {
     let table = compile::compile(rules)?;
     let messages = encode::replace(&table, &|path| cgroup_id(path))?;
     // Routes first: a route without rules is a dead end, rules without routes let nothing reach them.
     routes::add(&compile::routed(rules))?;
-    batch(messages).map_err(netlink(format!("write the nftables table `{}`", table.name)))
+    match batch(messages) {
+        Ok(()) => Ok(Applied::Whole),
+        // The kernel does not say which expression it has not. Without this one it says so again, or has them all.
+        Err(error) if rules.refuse_closed && unknown(&error) => {
+            apply(&Rules { refuse_closed: false, ..rules.clone() })?;
+            Ok(Applied::ClosedPortsTaken)
+        }
+        Err(error) => Err(netlink(format!("write the nftables table `{}`", table.name))(error)),
+    }
+}
+
+/// What of the rules the kernel took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// All.
+    Whole,
+    /// All but [`Rules::refuse_closed`]: this kernel has no `socket` expression (`CONFIG_NFT_SOCKET`).
+    ClosedPortsTaken,
+}
+
+/// Whether the kernel may have met an expression that it does not know.
+fn unknown(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported)
 }
 
 /// Removes the table and, when no other table of ours is left, our routes. Removing what is not there succeeds.

@@ -27,7 +27,7 @@ mod routes;
 mod rules;
 pub mod sockets;
 
-pub use kernel::{apply, installed, remove};
+pub use kernel::{Applied, apply, installed, remove};
 pub use lock::PortLock;
 pub use original::original_destination;
 pub use rules::{Exempt, PortRange, ProxyPorts, Rules, Select, Selector, default_virtual_ranges, render};

@@ -58,6 +58,8 @@ pub(crate) enum Match {
     WithinCgroup(PathBuf),
     /// The packet belongs to a connection that conntrack knows.
     Established,
+    /// Some socket would take the packet.
+    Listening,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,8 @@ pub(crate) enum Action {
     Jump(&'static str),
     /// To this port of this host.
     Redirect(u16),
+    /// To port 0, on which nothing can listen, so that the kernel answers with a reset in the name of the port that was dialled.
+    Refuse,
 }
 
 impl fmt::Display for Table {
@@ -117,6 +121,7 @@ impl fmt::Display for Rule {
             Action::Drop => f.write_str("drop"),
             Action::Jump(chain) => write!(f, "jump {chain}"),
             Action::Redirect(port) => write!(f, "redirect to :{port}"),
+            Action::Refuse => f.write_str("redirect to :0"),
         }
     }
 }
@@ -154,6 +159,7 @@ impl fmt::Display for Match {
                 write!(f, "socket cgroupv2 level {} \"{}\"", cgroup_level(path), path.display())
             }
             Self::Established => f.write_str("ct state established,related"),
+            Self::Listening => f.write_str("socket transparent 0-1"),
         }
     }
 }

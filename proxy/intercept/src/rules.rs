@@ -131,6 +131,10 @@ pub struct Rules {
     pub exempt: Vec<Exempt>,
     /// What arrives for the workload; `None` leaves it alone.
     pub inbound: Option<Selector>,
+    /// Refuse what arrives for a port on which nothing listens in this network namespace, as the kernel does without a
+    /// proxy. Else the proxy takes it, and whoever only looks whether a port is open (a `tcpSocket` probe, a health check)
+    /// sees it open. Ports that are published by translation alone, without a listener, need the latter.
+    pub refuse_closed: bool,
     /// TCP that the workload sends; `None` leaves it alone.
     pub outbound: Option<Selector>,
     /// DNS questions that the workload sends, to whatever server, also on loopback; `None` leaves them alone.
@@ -156,6 +160,7 @@ impl Default for Rules {
             ports: ProxyPorts::default(),
             exempt: Vec::new(),
             inbound: Some(Selector::default()),
+            refuse_closed: true,
             outbound: Some(Selector::default()),
             dns: Some(Selector::default()),
             ipv6: true,

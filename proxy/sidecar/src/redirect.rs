@@ -10,7 +10,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser};
 use ipnet::IpNet;
-use outrigger_intercept::{Exempt, PortRange, ProxyPorts, Rules, Select, Selector, apply, remove, render};
+use outrigger_intercept::{
+    Applied, Exempt, PortRange, ProxyPorts, Rules, Select, Selector, apply, remove, render,
+};
 
 use crate::config::Config;
 
@@ -83,6 +85,10 @@ pub struct Arguments {
     /// Refuse UDP other than DNS.
     #[arg(long)]
     drop_udp: bool,
+    /// Take inbound connections to ports on which nothing listens here, too. For ports that are published by address
+    /// translation alone, as containers' are without a userland proxy.
+    #[arg(long)]
+    take_closed_ports: bool,
     /// Take inbound connections to these ports only: `8080,9000-9100`.
     #[arg(long, value_delimiter = ',')]
     inbound_ports: Vec<PortRange>,
@@ -130,7 +136,12 @@ pub fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
         print!("{}", render(&rules)?);
         return Ok(());
     }
-    apply(&rules).context("redirection is as it was")?;
+    if apply(&rules).context("redirection is as it was")? == Applied::ClosedPortsTaken {
+        tracing::warn!(
+            "this kernel cannot tell whether something listens on a port (CONFIG_NFT_SOCKET): the proxy takes connections to \
+             closed ports too, so a probe that only connects always succeeds; probe by HTTP or gRPC here"
+        );
+    }
     tracing::info!(table = rules.table, exempt = ?rules.exempt, "redirection in place");
     Ok(())
 }
@@ -245,6 +256,7 @@ fn rules(arguments: &Arguments, config: &Config) -> anyhow::Result<Rules> {
         dns: (!arguments.no_dns && ports.dns != 0).then_some(dns),
         ports,
         exempt,
+        refuse_closed: !arguments.take_closed_ports,
         ipv6: !arguments.no_ipv6,
         select,
         drop_udp: arguments.drop_udp,

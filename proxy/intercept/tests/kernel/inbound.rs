@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use outrigger_intercept::{PortRange, Rules, Selector, apply, sockets};
+use outrigger_intercept::{Applied, PortRange, Rules, Selector, apply, sockets};
 use socket2::{Domain, Socket, Type};
 
 use crate::net::{DEADLINE, HERE4, HERE6, Peer, dial};
@@ -17,11 +17,33 @@ pub(crate) fn inbound_is_redirected(peer: &Peer) {
     apply(&rules()).unwrap();
     let proxy = patient(sockets::bind_wildcard(INBOUND, 64).unwrap());
     for (host, address) in [(HERE4.to_owned(), HERE4), (format!("[{HERE6}]"), HERE6)] {
+        let _application = listen(format!("{host}:8080"));
         let _client = peer.run(|| dial(format!("{host}:8080")));
         assert_eq!(original(&proxy), Some(at(address, 8080)));
         let _client = peer.run(|| dial(format!("{host}:{INBOUND}")));
         assert_eq!(original(&proxy), None, "dialled to the proxy itself");
     }
+}
+
+pub(crate) fn a_port_on_which_nothing_listens_is_closed(peer: &Peer) {
+    assert_eq!(apply(&rules()).unwrap(), Applied::Whole);
+    let proxy = patient(sockets::bind_wildcard(INBOUND, 64).unwrap());
+    // For everybody, or for callers inside only: neither of the first two is reached by its address.
+    let _inside = listen("127.0.0.1:8080");
+    let _inside6 = listen("[::1]:8080");
+    let _everywhere = listen("[::]:8081");
+    for (host, address) in [(HERE4.to_owned(), HERE4), (format!("[{HERE6}]"), HERE6)] {
+        for port in [8080, 8082] {
+            let target = format!("{host}:{port}").parse().unwrap();
+            let refused = peer.run(|| TcpStream::connect_timeout(&target, DEADLINE)).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "{target}");
+        }
+        let _client = peer.run(|| dial(format!("{host}:8081")));
+        assert_eq!(original(&proxy), Some(at(address, 8081)));
+    }
+    apply(&Rules { refuse_closed: false, ..rules() }).unwrap();
+    let _client = peer.run(|| dial(format!("{HERE4}:8082")));
+    assert_eq!(original(&proxy), Some(at(HERE4, 8082)));
 }
 
 pub(crate) fn inbound_excludes(peer: &Peer) {
@@ -39,6 +61,7 @@ pub(crate) fn inbound_excludes(peer: &Peer) {
         let application = listen(&address);
         assert_joined(peer.run(|| dial(&address)), &application);
     }
+    let _application = listen(format!("{HERE4}:80"));
     let _client = peer.run(|| dial(format!("{HERE4}:80")));
     assert_eq!(original(&proxy), Some(at(HERE4, 80)));
 }

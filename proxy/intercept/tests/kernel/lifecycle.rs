@@ -56,7 +56,7 @@ pub(crate) fn replacing_leaves_no_gap(_: &Peer) {
             }
             made
         });
-        let applied: Vec<_> = (0..10).map(|_| apply(&rules())).collect();
+        let applied: Vec<_> = (0..10).map(|_| apply(&rules()).map(drop)).collect();
         done.store(true, Ordering::Relaxed);
         applied.into_iter().collect::<Result<Vec<()>, _>>().unwrap();
         assert!(caller.join().unwrap() > 0);
@@ -94,6 +94,7 @@ pub(crate) fn two_sidecars_on_a_host(peer: &Peer) {
     assert_eq!(original(&orders), Some(at(PEER4, 80)));
     for (port, listener) in [(8080, INBOUND), (8081, INBOUND + 1000)] {
         let inbound = patient(sockets::bind_wildcard(listener, 64).unwrap());
+        let _application = listen(format!("{HERE4}:{port}"));
         let _client = peer.run(|| dial(format!("{HERE4}:{port}")));
         assert_eq!(original(&inbound), Some(at(HERE4, port)));
         // From either sidecar of the host to the other's workload.

@@ -45,6 +45,10 @@ fn main() {
         trial("as_many_rules_as_allowed", lifecycle::as_many_rules_as_allowed),
         trial("inbound_is_redirected", inbound::inbound_is_redirected),
         trial("inbound_excludes", inbound::inbound_excludes),
+        trial(
+            "a_port_on_which_nothing_listens_is_closed",
+            inbound::a_port_on_which_nothing_listens_is_closed,
+        ),
         trial("inbound_reaches_the_workload_and_loops", inbound::inbound_reaches_the_workload_and_loops),
         trial("proxy_ports_are_closed_to_others", inbound::proxy_ports_are_closed_to_others),
         trial("udp_passes_by_default", dns_and_udp::udp_passes_by_default),
