@@ -1,5 +1,6 @@
 //! The wire between sidecars and the controller: protobuf messages and gRPC services, generated from `proto/` and
-//! checked in (`tests/generated.rs` keeps the two equal). A leaf: no logic, and nothing of ours below it.
+//! checked in (`tests/generated.rs` keeps the two equal). A leaf: no logic but how a channel is made over a connection, and
+//! nothing of ours below it.
 //!
 //! The transport is xDS's delta ADS, because its nonces, acknowledgements and version echo are what a last-good client
 //! needs and every mesh engineer knows them; the resources in it are our own, because Envoy's describe a proxy's
@@ -15,6 +16,26 @@ pub mod discovery {
 /// Outrigger's resources and services.
 pub mod v1 {
     include!("generated/outrigger.v1.rs");
+}
+
+/// A gRPC channel over one finished connection. It never reconnects by itself: whoever holds it must say again what it said.
+///
+/// # Errors
+/// If the peer speaks no HTTP/2.
+pub async fn channel<S>(
+    endpoint: tonic::transport::Endpoint,
+    stream: S,
+) -> Result<tonic::transport::Channel, tonic::transport::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let once = std::sync::Arc::new(std::sync::Mutex::new(Some(stream)));
+    let connector = tower::service_fn(move |_| {
+        let stream = once.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let closed = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        async move { stream.map(hyper_util::rt::TokioIo::new).ok_or_else(closed) }
+    });
+    endpoint.connect_with_connector(connector).await
 }
 
 /// Type URLs of the resources, as they stand in `DeltaDiscoveryRequest.type_url`.

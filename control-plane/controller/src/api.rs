@@ -24,6 +24,7 @@ use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::policies::writer::Writer;
 use crate::push::Proxies;
+use crate::replicas::Replicas;
 use crate::sources::{ServiceKey, Sync};
 use crate::store::Store;
 use crate::tokens::{NewToken, NewTokenError, Tokens};
@@ -48,6 +49,8 @@ pub(crate) struct Api {
     pub(crate) mesh: Arc<Mesh>,
     /// Its proxies.
     pub(crate) proxies: Arc<Proxies>,
+    /// What all proxies of the mesh have.
+    pub(crate) replicas: Arc<Replicas>,
     /// Join tokens.
     pub(crate) tokens: Arc<Tokens>,
     /// Policies.
@@ -201,11 +204,12 @@ async fn endpoints(State(api): State<Arc<Api>>, query: Result<Query<OfService>, 
     Json(json!({ "items": items })).into_response()
 }
 
-/// The controller itself; times are Unix seconds.
+/// The controller itself, and the ranges that it tells proxies; times are Unix seconds.
 async fn controller(State(api): State<Arc<Api>>) -> Response {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "trust_domain": api.trust_domain,
+        "ranges": api.mesh.ranges(),
         "issuer_expires": api.metrics.issuer_expiry.get(),
         "leaf_expires": api.metrics.own_leaf_expiry.get(),
     }))

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use kube::Client;
 use outrigger_certs::{CertificateAuthority, Credentials, SpiffeId, renew_at, retry_delay};
+use outrigger_inject::Mode;
 use outrigger_policy::catalog::Defaults;
 use outrigger_policy::kinds;
 use tokio::net::TcpListener;
@@ -24,7 +25,7 @@ use crate::api::{self, Api};
 use crate::attest::{Attestor, JoinTokens, ServiceAccounts};
 use crate::authority::{self, Issuer};
 use crate::config::{Config, Inbound, Mtls, Outbound, PolicyStore as StoreKind};
-use crate::kubernetes::{bundles, leader, webhook};
+use crate::kubernetes::{bundles, held, leader, webhook};
 use crate::mesh::{Mesh, Settings};
 use crate::metrics::Metrics;
 use crate::policies::consul::ConsulStore;
@@ -33,6 +34,7 @@ use crate::policies::kubernetes::{KubernetesStore, status};
 use crate::policies::writer::Writer;
 use crate::policies::{PolicyStore, resolver};
 use crate::push::{Ads, Proxies};
+use crate::replicas::{Answering, Replicas};
 use crate::server::{self, Services};
 use crate::sign::{Sign, SignLimits};
 use crate::sources::{self, Source};
@@ -108,6 +110,7 @@ impl Controller {
             Arc::clone(&metrics),
         )?);
         let proxies = Arc::new(Proxies::default());
+        let replicas = Arc::new(Replicas::new(Arc::clone(&proxies), identity.clone()));
 
         let tasks = TaskTracker::new();
         for (index, source) in sources.into_iter().enumerate() {
@@ -129,9 +132,16 @@ impl Controller {
             tasks.spawn(until(stop.clone(), authority.keep(Arc::clone(&metrics))));
         }
         if let Some(client) = &kubernetes {
-            let leads = lead(client, &config.mesh_namespace, &ca, &metrics, &stop, &tasks);
+            let following = Arc::clone(&replicas).follow(
+                client.clone(),
+                config.mesh_namespace.clone(),
+                listener.local_addr()?.port(),
+                credentials.clone(),
+            );
+            tasks.spawn(until(stop.clone(), following));
+            let leads = lead(config, client, &ca, &metrics, &stop, &tasks);
             if let Some(store) = cluster_policies {
-                let writing = status::run(store, resolved.clone(), Arc::clone(&proxies), leads);
+                let writing = status::run(store, resolved.clone(), Arc::clone(&replicas), leads);
                 tasks.spawn(until(stop.clone(), writing));
             }
         }
@@ -162,6 +172,7 @@ impl Controller {
                 Arc::clone(&metrics),
             ),
             announce: Announce::new(Arc::clone(&mesh), Arc::clone(&metrics), stop.clone()),
+            replicas: Answering(Arc::clone(&replicas)),
         };
         let registry = metrics.register();
         let serving = server::serve(
@@ -176,6 +187,7 @@ impl Controller {
         let api = Arc::new(Api {
             mesh: Arc::clone(&mesh),
             proxies,
+            replicas,
             tokens,
             writer,
             store: Arc::clone(&store),
@@ -207,23 +219,28 @@ impl Controller {
 
 /// Takes part in the election, and does what only the leader does while this replica is it; says when that is.
 fn lead(
+    config: &Config,
     client: &Client,
-    namespace: &str,
     ca: &CertificateAuthority,
     metrics: &Metrics,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> watch::Receiver<bool> {
-    let leader = metrics.leader.clone();
+    let (leader, namespace) = (metrics.leader.clone(), &config.mesh_namespace);
     let leadership = leader::start(client.clone(), namespace, leader::replica(), leader, stop.clone(), tasks);
-    let (roots, of) = (ca.bundle().to_pem(), namespace.to_owned());
+    let (roots, of) = (ca.bundle().to_pem(), namespace.clone());
     let keep_bundles = {
         let client = client.clone();
         leadership.clone().run(move || bundles::keep(client.clone(), of.clone(), roots.clone()))
     };
     tasks.spawn(until(stop.clone(), keep_bundles));
+    if config.injector.settings.mode == Mode::Cni {
+        let (client, of) = (client.clone(), namespace.clone());
+        let keep_held = leadership.clone().run(move || held::keep(client.clone(), of.clone()));
+        tasks.spawn(until(stop.clone(), keep_held));
+    }
     let leads = leadership.leads();
-    let (client, of) = (client.clone(), namespace.to_owned());
+    let (client, of) = (client.clone(), namespace.clone());
     let keep_webhook = leadership.run(move || webhook::keep(client.clone(), of.clone()));
     tasks.spawn(until(stop.clone(), keep_webhook));
     leads

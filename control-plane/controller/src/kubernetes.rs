@@ -1,6 +1,7 @@
 //! Kubernetes: the connection to its API (one client for everything that reads or writes there) and, in the modules below,
 //! what the controller keeps there. `authority` is the mesh's CA. Of the replicas one leads (`leader`) and keeps what only
 //! one may write: the webhooks' certificate (`webhook`) and the roots beside each injected workload (`bundles`).
+//! Where a CNI plugin redirects it also replaces the pods that the plugin missed (`held`).
 //!
 //! All upkeep has one form: look at the whole, compare it with what must be, write the difference; begun by a watch,
 //! repeated now and then in case a watch missed something, and again after a pause when it fails. So nothing depends on
@@ -10,6 +11,7 @@ pub(crate) mod authority;
 pub(crate) mod bundles;
 #[cfg(test)]
 pub(crate) mod fake;
+pub(crate) mod held;
 pub(crate) mod leader;
 pub(crate) mod webhook;
 

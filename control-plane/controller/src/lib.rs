@@ -26,6 +26,7 @@ mod mesh;
 mod metrics;
 mod policies;
 mod push;
+mod replicas;
 mod server;
 mod sign;
 pub mod sources;

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use outrigger_api::{MESH_NAME, TRUST_BUNDLE_NAME, v1};
 use outrigger_certs::{SpiffeId, TrustBundle};
 use outrigger_policy::catalog::Defaults;
@@ -294,6 +295,12 @@ impl Mesh {
     /// Whether all that the cluster says was read at least once.
     pub(crate) fn knows_its_cluster(&self) -> bool {
         self.state().catalog.knows_its_cluster()
+    }
+
+    /// What is inside of the mesh, as proxies are told it; what only a cluster knows is missing until that was read.
+    pub(crate) fn ranges(&self) -> BTreeSet<IpNet> {
+        let of_sources = self.state().catalog.ranges().unwrap_or_default();
+        self.settings.cidrs.iter().copied().chain(of_sources).collect()
     }
 
     /// Every service as it goes to proxies.

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use outrigger_api::v1::certificates_server::CertificatesServer;
+use outrigger_api::v1::replicas_server::ReplicasServer;
 use outrigger_api::v1::workloads_server::WorkloadsServer;
 use outrigger_certs::{ClientAuth, Credentials, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,6 +30,7 @@ use crate::announce::Announce;
 use crate::mesh::Viewer;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::push::Ads;
+use crate::replicas::Answering;
 use crate::sign::Sign;
 
 /// Time for the TCP and TLS handshake together.
@@ -99,6 +101,8 @@ pub(crate) struct Services {
     pub(crate) sign: Sign,
     /// Announcements.
     pub(crate) announce: Announce,
+    /// What other replicas ask.
+    pub(crate) replicas: Answering,
 }
 
 /// Serves until `stop`, then closes what is open.
@@ -131,6 +135,7 @@ pub(crate) async fn serve(
         )
         .add_service(CertificatesServer::new(services.sign).max_decoding_message_size(small))
         .add_service(WorkloadsServer::new(services.announce).max_decoding_message_size(small))
+        .add_service(ReplicasServer::new(services.replicas).max_decoding_message_size(small))
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
         .await
 }

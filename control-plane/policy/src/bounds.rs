@@ -32,8 +32,6 @@ pub(crate) const MAX_ZONE: usize = 63;
 pub(crate) const MAX_ATTEMPTS: u32 = 10;
 /// What is tried again: more than all words and statuses that anybody lists.
 pub(crate) const MAX_RETRY_ON: usize = 64;
-/// Tries at once beside the first one.
-pub(crate) const MAX_HEDGES: u32 = 5;
 /// Bytes of a request's body that are kept: per request, at every client.
 pub(crate) const MAX_BODY: u32 = 16 << 20;
 /// Of counts that have no narrower bound.

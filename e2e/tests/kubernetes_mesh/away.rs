@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
+use outrigger_e2e::client;
 use outrigger_e2e::kubernetes::node::{APP, LIMIT};
 use outrigger_e2e::kubernetes::{apply, delete, pod_ready, wait_for};
 use outrigger_e2e::load::{Load, Plan};
@@ -20,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case<World>> {
             injector,
         ),
         case("without the controller traffic flows, and new pods wait", controller),
+        case("a policy's status counts the proxies of every controller", several),
     ]
 }
 
@@ -100,4 +102,54 @@ async fn controller(world: Arc<World>) -> anyhow::Result<()> {
     ensure!(outcome.failed() == 0, "failed requests: {:?}", outcome.failures);
     delete(&world.node.client(), &pod("waits", SHOP)).await?;
     Ok(())
+}
+
+const EVERYWHERE: &str = r"
+apiVersion: outrigger.dev/v1alpha1
+kind: AccessPolicy
+metadata: { name: everywhere, namespace: shop }
+spec:
+  targetRef: { kind: Namespace }
+  rules: [{ action: Deny, to: [{ paths: [{ type: Exact, value: /never }] }] }]
+";
+
+/// The discovery streams of each controller.
+async fn streams(world: &World) -> anyhow::Result<Vec<u32>> {
+    let mut counts = Vec::new();
+    for pod in world.node.pods(MESH, "app.kubernetes.io/component=controller").await? {
+        let address = pod.status.and_then(|status| status.pod_ip).context("a controller has no address")?;
+        let address = format!("{address}:15490").parse()?;
+        let reply = world.node.host().run(move || client::get(address, "localhost", "/metrics")).await?;
+        let metrics = reply.expect(200)?.text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("outrigger_ads_streams "));
+        counts.push(line.context("there is no such metric")?.parse()?);
+    }
+    Ok(counts)
+}
+
+async fn several(world: Arc<World>) -> anyhow::Result<()> {
+    scale(&world, "outrigger-controller", 3).await?;
+    // Proxies stay with the controller that they have: only new ones are spread, and by chance.
+    for _ in 0..5 {
+        if streams(&world).await?.iter().filter(|streams| **streams > 0).count() > 1 {
+            break;
+        }
+        world.node.kubectl(&["rollout", "restart", "deployment/orders", "-n", SHOP]).await?;
+        world.node.rolled_out(SHOP, "orders").await?;
+    }
+    apply(&world.node.client(), EVERYWHERE).await?;
+    let spread = wait_until(LIMIT, "the status to count every proxy", || async {
+        let pods = world.node.pods(SHOP, "outrigger.dev/injected=true").await?;
+        let text = world.node.kubectl(&["get", "accesspolicy/everywhere", "-n", SHOP, "-o", "json"]).await?;
+        let object: serde_json::Value = serde_json::from_str(&text)?;
+        let counts = &object["status"]["proxies"];
+        let all = pods.len();
+        ensure!(counts["on"] == all && counts["accepted"] == all, "{counts}, of {all}");
+        streams(&world).await
+    })
+    .await?;
+    println!("streams of the controllers: {spread:?}");
+    ensure!(spread.iter().filter(|streams| **streams > 0).count() > 1, "one has all: {spread:?}");
+    delete(&world.node.client(), EVERYWHERE).await?;
+    scale(&world, "outrigger-controller", 1).await
 }

@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case<World>> {
         case("an init container of the application's own uses the mesh", init_container),
         case("a pod opts in alone, and another one out", opting),
         case("a pod of the node's network is left alone, and an event says why", host_network),
+        case("a tcpSocket probe sees whether the application listens", closed_port),
         case("a restricted namespace is told what to do", not_permitted),
     ]
 }
@@ -142,6 +143,40 @@ spec:
         Ok(())
     })
     .await
+}
+
+/// Of two pods alike, one is probed at the port of its application and the other at one on which nothing listens.
+async fn closed_port(world: Arc<World>) -> anyhow::Result<()> {
+    let pod = |name: &str, port: u16| {
+        format!(
+            r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, namespace: {SHOP} }}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: {APP}
+    args: [--http, "8080"]
+    readinessProbe: {{ tcpSocket: {{ port: {port} }}, periodSeconds: 1 }}
+"#
+        )
+    };
+    let yaml = pod("listens", 8080) + &pod("deaf", 8079);
+    apply(&world.node.client(), &yaml).await?;
+    let pods = Api::<Pod>::namespaced(world.node.client(), SHOP);
+    wait_for(&pods, "listens", LIMIT, "ready", pod_ready).await?;
+    wait_until(LIMIT, "a refused probe", || async {
+        let about = "involvedObject.name=deaf,reason=Unhealthy";
+        let events = world.node.kubectl(&["get", "events", "-n", SHOP, "--field-selector", about]).await?;
+        ensure!(events.contains("8079: connect: connection refused"), "{events}");
+        Ok(())
+    })
+    .await?;
+    let deaf = pods.get("deaf").await?;
+    ensure!(is_injected(&deaf) && pod_ready(&deaf).is_err(), "it counts as ready: {:?}", deaf.status);
+    delete(&world.node.client(), &yaml).await
 }
 
 async fn not_permitted(world: Arc<World>) -> anyhow::Result<()> {

@@ -264,6 +264,8 @@ struct Limit {
     to: Vec<Operation>,
     per: Per,
     rate: Option<Rate>,
+    /// Whether answers that pass say what is left.
+    tells: bool,
     cells: Arc<Cells>,
 }
 
@@ -292,8 +294,8 @@ pub struct Refused {
     pub limit: Arc<str>,
     /// When it is worth asking again.
     pub retry_after: Duration,
-    /// None: it bounds connections.
-    rate: Option<(Rate, Left)>,
+    /// `None`: it bounds connections.
+    pub standing: Option<Standing>,
 }
 
 impl Refused {
@@ -301,20 +303,37 @@ impl Refused {
     pub fn retry_after_seconds(&self) -> u64 {
         seconds(self.retry_after).max(1)
     }
+}
 
+/// What lets a request pass has found.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Limits of policies under audit that would have refused it.
+    pub audits: Vec<Refused>,
+    /// Of the limits that tell callers what is left, the one with the least.
+    pub standing: Option<Standing>,
+}
+
+/// Where a rate stands for one caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    limit: Arc<str>,
+    rate: Rate,
+    left: Left,
+}
+
+impl Standing {
     /// The value of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10, 3): what passes within the time in
-    /// which an empty limit is full again, of which the field knows whole seconds. `None`: a bound on connections.
-    pub fn rate_limit_policy(&self) -> Option<String> {
-        let (rate, _) = self.rate?;
-        let window = seconds(Duration::from_nanos(rate.window)).max(1);
-        let quota = window.saturating_mul(NANOS) / rate.interval;
-        Some(format!("{};q={};w={window}", Quoted(&self.limit), quota.max(1)))
+    /// which an empty limit is full again, of which the field knows whole seconds.
+    pub fn rate_limit_policy(&self) -> String {
+        let window = seconds(Duration::from_nanos(self.rate.window)).max(1);
+        let quota = window.saturating_mul(NANOS) / self.rate.interval;
+        format!("{};q={};w={window}", Quoted(&self.limit), quota.max(1))
     }
 
     /// The value of `RateLimit` (the same, 4).
-    pub fn rate_limit(&self) -> Option<String> {
-        let (_, left) = self.rate?;
-        Some(format!("{};r={};t={}", Quoted(&self.limit), left.requests, seconds(left.reset).max(1)))
+    pub fn rate_limit(&self) -> String {
+        format!("{};r={};t={}", Quoted(&self.limit), self.left.requests, seconds(self.left.reset).max(1))
     }
 }
 
@@ -404,8 +423,7 @@ impl Limits {
         self.of_port(port).any(|limit| !limit.audit && limit.to.iter().any(Operation::looks_at_paths))
     }
 
-    /// Counts a request. `Ok`: it may go on, and these limits of policies under audit would have refused it. `path`:
-    /// see [`crate::access::Access::request`].
+    /// Counts a request. `Ok`: it may go on. `path`: see [`crate::access::Access::request`].
     pub fn check<V: View>(
         &self,
         caller: &Caller<'_>,
@@ -413,10 +431,10 @@ impl Limits {
         view: &V,
         path: &[u8],
         now: Instant,
-    ) -> Result<Vec<Refused>, Refused> {
-        let mut audits = Vec::new();
+    ) -> Result<Passed, Refused> {
+        let mut passed = Passed::default();
         if self.limits.is_empty() {
-            return Ok(audits);
+            return Ok(passed);
         }
         let now = self.since_began(now);
         let seen = Seen::new(view, path);
@@ -428,18 +446,27 @@ impl Limits {
             }
             let word = limit.word(caller, view, now);
             match rate.take(word, now) {
-                Ok(()) => taken[taken_here] = Some((rate, word)),
+                Ok(()) => {
+                    taken[taken_here] = Some((rate, word));
+                    if limit.tells {
+                        let standing = limit.standing(rate, word, now);
+                        let least = passed.standing.as_ref().map(|least| least.left.requests);
+                        if least.is_none_or(|least| standing.left.requests < least) {
+                            passed.standing = Some(standing);
+                        }
+                    }
+                }
                 Err(retry_after) => {
-                    let refused = limit.refused(retry_after, Some((rate, rate.left(word, now))));
+                    let refused = limit.refused(retry_after, Some(limit.standing(rate, word, now)));
                     if !limit.audit {
                         taken.iter().flatten().for_each(|(rate, word)| rate.give_back(word));
                         return Err(refused);
                     }
-                    audits.push(refused);
+                    passed.audits.push(refused);
                 }
             }
         }
-        Ok(audits)
+        Ok(passed)
     }
 
     /// Counts a connection for as long as what is returned lives; `Err`: its caller has as many as it may have.
@@ -511,6 +538,8 @@ impl Limit {
             to: wire.to.iter().map(|to| Operation::from_wire(to, slashes)).collect::<Result<_, _>>()?,
             per,
             rate,
+            // What a policy under audit counts is nobody's business but its author's.
+            tells: wire.tell_remaining && !policy.audit,
             cells: Arc::new(cells),
         })
     }
@@ -544,8 +573,12 @@ impl Limit {
         })
     }
 
-    fn refused(&self, retry_after: Duration, rate: Option<(Rate, Left)>) -> Refused {
-        Refused { policy: self.policy.clone(), limit: self.name.clone(), retry_after, rate }
+    fn refused(&self, retry_after: Duration, standing: Option<Standing>) -> Refused {
+        Refused { policy: self.policy.clone(), limit: self.name.clone(), retry_after, standing }
+    }
+
+    fn standing(&self, rate: Rate, word: &AtomicU64, now: u64) -> Standing {
+        Standing { limit: self.name.clone(), rate, left: rate.left(word, now) }
     }
 }
 

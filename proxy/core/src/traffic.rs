@@ -52,8 +52,6 @@ pub struct Timeouts {
 pub struct Hedge {
     /// How long the first one has.
     pub after: Duration,
-    /// Tries beside the first one; 1 or more.
-    pub max: u32,
     /// Who said so.
     pub origin: Arc<str>,
 }
@@ -131,7 +129,7 @@ impl Traffic {
         Ok(Self {
             timeouts: wire.timeouts.as_ref().map(Timeouts::from_wire).unwrap_or_default(),
             retry: wire.retry.as_ref().map(Retry::from_wire).transpose().map_err(in_field("retry"))?,
-            hedge: wire.hedge.as_ref().and_then(Hedge::from_wire),
+            hedge: wire.hedge.as_ref().map(Hedge::from_wire),
             fault: wire.fault.as_ref().map(Fault::from_wire).transpose().map_err(in_field("fault"))?,
             load_balancer: (wire.load_balancer.as_ref().map(LoadBalancer::from_wire).transpose())
                 .map_err(in_field("load balancer"))?
@@ -161,8 +159,8 @@ impl Timeouts {
 }
 
 impl Hedge {
-    fn from_wire(wire: &v1::Hedge) -> Option<Self> {
-        (wire.max > 0).then(|| Self { after: ms(wire.after), max: wire.max, origin: (&*wire.origin).into() })
+    fn from_wire(wire: &v1::Hedge) -> Self {
+        Self { after: ms(wire.after), origin: (&*wire.origin).into() }
     }
 }
 

@@ -10,10 +10,8 @@ use hickory_resolver::{
     Resolver,
     net::runtime::{RuntimeProvider, TokioHandle, TokioTime, iocompat::AsyncIoTokioAsStd},
 };
-use hyper_util::rt::TokioIo;
 use outrigger_certs::{CredentialsError, SpiffeId};
 use rustls::ClientConfig;
-use std::sync::Mutex;
 use tokio::{
     net::{TcpSocket, TcpStream, UdpSocket},
     time::timeout,
@@ -140,17 +138,11 @@ async fn handshake(ctx: &Context, stream: TcpStream, tls: Arc<ClientConfig>) -> 
 }
 
 async fn channel(ctx: &Context, stream: TlsStream) -> Result<Channel, tonic::transport::Error> {
-    let once = Arc::new(Mutex::new(Some(stream)));
-    let connector = tower::service_fn(move |_| {
-        let stream = once.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
-    });
-    Endpoint::from_static("http://outrigger.invalid")
+    let endpoint = Endpoint::from_static("http://outrigger.invalid")
         .http2_keep_alive_interval(ctx.config.timeouts.ping_interval.get())
         .keep_alive_timeout(ctx.config.timeouts.ping_timeout.get())
-        .keep_alive_while_idle(true)
-        .connect_with_connector(connector)
-        .await
+        .keep_alive_while_idle(true);
+    outrigger_api::channel(endpoint, stream).await
 }
 
 async fn addresses_of(ctx: &Context, text: &str) -> Result<Vec<SocketAddr>, String> {

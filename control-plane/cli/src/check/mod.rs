@@ -9,6 +9,7 @@ mod api_server;
 mod control_plane;
 mod mesh;
 mod neighbours;
+mod networks;
 mod nodes;
 mod report;
 mod webhook;
@@ -56,6 +57,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Answer> {
         if let Target::Cluster(_) = connection.target()? {
             let cluster = server.cluster().await?.context("the cluster is connected")?;
             installed(cluster, &mut report).await?;
+            networks::installed(&server, cluster, &mut report).await;
         }
         mesh::check(&server, &mut report).await;
     }
@@ -69,6 +71,7 @@ async fn before(cluster: &Cluster, report: &mut Report) -> Result<()> {
     api_server::clock(cluster, report).await;
     api_server::permissions(cluster, report).await;
     nodes::check(cluster, report).await;
+    networks::before(cluster, report).await;
     neighbours::check(cluster, report).await;
     Ok(())
 }

@@ -202,7 +202,9 @@ fn default_answer(method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         }
         // An object, where the last segment is a name.
         ("GET", path)
-            if ["/outrigger-controller", "/outrigger-injector"].iter().any(|name| path.ends_with(name))
+            if ["/outrigger-controller", "/outrigger-injector", "/cilium-config"]
+                .iter()
+                .any(|name| path.ends_with(name))
                 || path.contains("/customresourcedefinitions/") =>
         {
             (404, failure(404, "not found"))

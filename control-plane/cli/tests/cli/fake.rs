@@ -393,7 +393,7 @@ fn sources() -> Value {
 
 fn controller() -> Value {
     json!({
-        "version": env!("CARGO_PKG_VERSION"), "trust_domain": "outrigger.local",
+        "version": env!("CARGO_PKG_VERSION"), "trust_domain": "outrigger.local", "ranges": ["10.0.0.0/8"],
         // Some hours more, so that the days are the same however long the test takes.
         "issuer_expires": now() + 365 * 86_400 + 3600, "leaf_expires": now() + 86_400,
     })

@@ -91,7 +91,11 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..Operation::get("/api/v1/endpoints", "Every endpoint", "Anything")
     },
     Operation::get("/api/v1/proxies", "Proxies, with what they took and refused", "Anything"),
-    Operation::get("/api/v1/controller", "Its version, and when its certificates end", "Anything"),
+    Operation::get(
+        "/api/v1/controller",
+        "Its version, the mesh's ranges, and when its certificates end",
+        "Anything",
+    ),
     Operation::get("/api/v1/sources", "What feeds the catalog, and the stores", "Anything"),
     Operation::get("/api/v1/schemas", "JSON schema of each kind", "Anything"),
     Operation::get("/api/v1/tokens", "Join tokens", "Anything"),

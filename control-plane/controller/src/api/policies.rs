@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::access::{Caller, Permission};
 use super::{Api, Code, failed, failed_with};
-use crate::policies::counts::{Counts, counts};
+use crate::policies::counts::Counts;
 use crate::policies::writer::{Applied, Apply, Refused};
 
 /// Bytes of a request that applies: as many as a file of policies may have.
@@ -73,7 +73,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, uri: Uri) -> Response {
         Err(error) => return failed(Code::BadRequest, &error),
     };
     let picture = api.writer.picture();
-    let counts = counts(&api.proxies);
+    let counts = api.replicas.counts();
     let resolution = api.writer.resolution();
     let chosen = picture.policies.iter().filter(|(key, _)| {
         kind.is_none_or(|kind| kind == key.kind)
@@ -97,7 +97,7 @@ pub(super) async fn one(State(api): State<Arc<Api>>, Path(path): Path<(String, S
     let Some((key, stored)) = found else { return no_such_object() };
     let resolution = api.writer.resolution();
     let conditions = resolution.as_ref().map_or(&[][..], |resolution| resolution.resolved.conditions(&key));
-    let proxies = counts(&api.proxies).remove(&key).unwrap_or_default();
+    let proxies = api.replicas.counts().remove(&key).unwrap_or_default();
     Json(Item { stored, status: Status { conditions, proxies } }).into_response()
 }
 

@@ -138,6 +138,20 @@ fn ranges_are_unknown_until_the_cluster_was_read() {
     assert_eq!(catalog.ranges(), Some(ranges));
 }
 
+/// What readiness waits for however long it takes: a controller that knows nothing of its cluster refuses every pod.
+#[test]
+fn a_cluster_is_known_once_its_services_and_policies_were_read() {
+    let mut catalog = self::catalog(&["kubernetes", "consul", "policy"]);
+    for source in [0, 1] {
+        assert!(!catalog.knows_its_cluster(), "before source {source}");
+        catalog.apply(source, snapshot([], Sync::Synced));
+    }
+    assert!(!catalog.knows_its_cluster(), "without policies");
+    catalog.apply(2, snapshot([], Sync::Synced));
+    assert!(catalog.knows_its_cluster());
+    assert!(self::catalog(&["consul"]).knows_its_cluster(), "there is none");
+}
+
 #[test]
 fn addresses_that_lead_back_into_the_caller_are_refused() {
     let mut catalog = catalog(&["consul"]);

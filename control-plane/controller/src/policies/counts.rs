@@ -1,4 +1,4 @@
-//! How many proxies have a policy: what the API shows and what statuses in Kubernetes say.
+//! How many proxies have a policy, of one controller. What is shown of it is the sum over all ([`crate::replicas`]).
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ const LISTED_REFUSALS: usize = 100;
 pub(crate) struct Counts {
     pub(crate) on: usize,
     pub(crate) accepted: usize,
-    /// Some of them.
+    /// Some of them, [`LISTED_REFUSALS`] at most.
     pub(crate) refused: Vec<Refusal>,
     /// All of them.
     #[serde(skip)]
@@ -27,6 +27,17 @@ pub(crate) struct Counts {
 pub(crate) struct Refusal {
     pub(crate) proxy: String,
     pub(crate) reason: String,
+}
+
+impl Counts {
+    /// Adds those of other proxies.
+    pub(crate) fn add(&mut self, others: &Self) {
+        self.on += others.on;
+        self.accepted += others.accepted;
+        self.refusing += others.refusing;
+        let room = LISTED_REFUSALS.saturating_sub(self.refused.len());
+        self.refused.extend(others.refused.iter().take(room).cloned());
+    }
 }
 
 /// Of each object that any proxy of this controller has.

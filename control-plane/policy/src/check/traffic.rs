@@ -1,7 +1,7 @@
 //! `TrafficPolicy`.
 
 use super::{Problems, names};
-use crate::bounds::{MAX_ATTEMPTS, MAX_BODY, MAX_COUNT, MAX_HASH_KEYS, MAX_HEDGES, MAX_RETRY_ON, MAX_ROW};
+use crate::bounds::{MAX_ATTEMPTS, MAX_BODY, MAX_COUNT, MAX_HASH_KEYS, MAX_RETRY_ON, MAX_ROW};
 use crate::kinds::{
     Algorithm, CircuitBreaker, Fault, HashKey, HealthCheck, LoadBalancer, Retry, Timeouts, TrafficPolicy,
     TrafficTargetKind,
@@ -33,7 +33,6 @@ pub(super) fn check(out: &mut Problems, namespace: &str, spec: &TrafficPolicy) {
     }
     if let Some(hedge) = &spec.hedge {
         not_zero(out, "spec.hedge.after", Some(hedge.after));
-        out.range("spec.hedge.max".to_owned(), hedge.max, 1, MAX_HEDGES);
     }
     if let Some(fault) = &spec.fault {
         check_fault(out, fault);

@@ -299,6 +299,9 @@ pub struct Limit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_BURST))]
     pub burst: Option<u32>,
+    /// Whether answers to requests that pass say what is left, too, as refusals do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tell_remaining: Option<bool>,
     /// Open connections of one caller, for Caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_BURST))]

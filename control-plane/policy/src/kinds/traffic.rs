@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::{
-    MAX_ATTEMPTS, MAX_BODY, MAX_COUNT, MAX_HASH_KEYS, MAX_HEADER_NAME, MAX_HEDGES, MAX_LABEL, MAX_PATH,
-    MAX_RETRY_ON, MAX_ROW, MAX_SUBDOMAIN,
+    MAX_ATTEMPTS, MAX_BODY, MAX_COUNT, MAX_HASH_KEYS, MAX_HEADER_NAME, MAX_LABEL, MAX_PATH, MAX_RETRY_ON,
+    MAX_ROW, MAX_SUBDOMAIN,
 };
 use crate::schema::rules::{LABEL, PATH_AND_QUERY, SERVICE, SUBDOMAIN, TOKEN, cel, lasting_span};
 use crate::value::{GrpcCode, Percent, RetryOn, Span};
@@ -33,7 +33,7 @@ pub struct TrafficPolicy {
     /// What is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// Another try beside one that is slow; the first answer is taken.
+    /// One other try beside one that is slow; the first answer is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
     /// Faults that are made on purpose.
@@ -210,17 +210,13 @@ pub struct Budget {
     pub min_per_second: Option<u32>,
 }
 
-/// Another try beside one that is slow; the first answer is taken.
+/// One other try beside one that is slow; the first answer is taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Hedge {
     /// How long the first one has alone.
     #[schemars(extend("x-kubernetes-validations" = lasting_span()))]
     pub after: Span,
-    /// Tries beside the first one, 1 to 5; 1 where it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = MAX_HEDGES))]
-    pub max: Option<u32>,
 }
 
 /// Faults that are made on purpose.

@@ -42,7 +42,7 @@ spec:
     backoff: {base: 25ms, max: 250ms}
     budget: {percent: 20, minPerSecond: 10}
     maxBodyBytes: 65536
-  hedge: {after: 100ms, max: 1}
+  hedge: {after: 100ms}
   fault: {delay: {duration: 1s, percent: 0.5}, abort: {grpcStatus: 14, percent: 100}}
   loadBalancer:
     algorithm: RingHash

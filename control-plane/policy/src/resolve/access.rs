@@ -62,6 +62,7 @@ fn limit(limit: &Limit, at: u32, trust_domain: &str) -> Option<v1::RateLimit> {
         connections: limit.max_connections.unwrap_or(0),
         to: operations(limit.to.as_deref())?,
         from: sources(limit.from.as_deref(), trust_domain)?,
+        tell_remaining: limit.tell_remaining.unwrap_or_default(),
     })
 }
 

@@ -82,7 +82,7 @@ fn retry(retry: &Retry, origin: &str) -> v1::Retry {
 }
 
 fn hedge(hedge: &Hedge, origin: &str) -> v1::Hedge {
-    v1::Hedge { after: hedge.after.millis(), max: hedge.max.unwrap_or(1), origin: origin.to_owned() }
+    v1::Hedge { after: hedge.after.millis(), origin: origin.to_owned() }
 }
 
 fn fault(fault: &Fault, origin: &str) -> v1::Fault {

@@ -38,7 +38,7 @@ fn caller(identity: &str) -> Caller<'_> {
     Caller::new(Some(identity), [10, 1, 0, 7].into())
 }
 
-fn asks(limits: &Limits, identity: &str, request: &Request, now: Instant) -> Result<Vec<Refused>, Refused> {
+fn asks(limits: &Limits, identity: &str, request: &Request, now: Instant) -> Result<Passed, Refused> {
     limits.check(&caller(identity), 80, request, request.path(), now)
 }
 
@@ -240,8 +240,9 @@ fn under_audit_a_limit_tells_and_lets_pass() {
         v1::AccessPolicy { audit: true, ..policy("a/audit", vec![total(1_000, 1), connections(1)]) };
     let limits = limits(&[audited, policy("a/b", vec![total(1_000, 3)])], now);
     let request = Request::new("GET", "/");
-    let told =
-        |told: Result<Vec<Refused>, Refused>| told.map(|told| told.len()).map_err(|refused| refused.policy);
+    let told = |told: Result<Passed, Refused>| {
+        told.map(|passed| passed.audits.len()).map_err(|refused| refused.policy)
+    };
     let told: Vec<_> = (0..4).map(|_| told(asks(&limits, WEB, &request, now))).collect();
     assert_eq!(told, [Ok(0), Ok(1), Ok(1), Err("a/b".into())]);
     let first = limits.connect(&caller(WEB), 80).unwrap();
@@ -277,7 +278,7 @@ fn connections_count_while_they_are_open() {
     let first = connect("a").unwrap();
     let _second = connect("a").unwrap();
     let refused = connect("a").unwrap_err();
-    assert_eq!((refused.retry_after_seconds(), refused.rate_limit()), (1, None));
+    assert_eq!((refused.retry_after_seconds(), refused.standing), (1, None));
     let _other = connect("b").unwrap();
     drop(first);
     let _third = connect("a").unwrap();
@@ -322,6 +323,26 @@ fn no_thread_is_let_past_a_bound_on_connections() {
 }
 
 #[test]
+fn who_passes_is_told_of_the_limit_with_the_least_left() {
+    let now = Instant::now();
+    let named = |name: &str, burst: u32, tell_remaining: bool| v1::RateLimit {
+        name: name.to_owned(),
+        tell_remaining,
+        ..total(1_000, burst)
+    };
+    let audited = v1::AccessPolicy { audit: true, ..policy("a/audited", vec![named("audited", 2, true)]) };
+    let limits = limits(
+        &[
+            policy("a/b", vec![named("wide", 9, true), named("narrow", 5, true), named("mute", 3, false)]),
+            audited,
+        ],
+        now,
+    );
+    let passed = asks(&limits, WEB, &Request::new("GET", "/"), now).unwrap();
+    assert_eq!(passed.standing.unwrap().rate_limit(), "\"narrow\";r=4;t=1");
+}
+
+#[test]
 fn headers_say_what_the_draft_says() {
     let now = Instant::now();
     for (millirequests, burst, policy_, limit, wait) in [
@@ -333,9 +354,10 @@ fn headers_say_what_the_draft_says() {
         let limits = limits(&[policy("a/b", vec![total(millirequests, burst)])], now);
         assert_eq!(passes(&limits, WEB, burst as usize, now), burst as usize);
         let refused = asks(&limits, WEB, &Request::new("GET", "/"), now).unwrap_err();
-        assert_eq!(refused.rate_limit_policy().as_deref(), Some(policy_));
-        assert_eq!(refused.rate_limit().as_deref(), Some(limit));
         assert_eq!(refused.retry_after_seconds(), wait);
+        let standing = refused.standing.unwrap();
+        assert_eq!(standing.rate_limit_policy(), policy_);
+        assert_eq!(standing.rate_limit(), limit);
     }
     assert_eq!(Quoted("a\"\\\r\né").to_string(), "\"a\\\"\\\\???\"");
 }

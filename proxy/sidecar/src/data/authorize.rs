@@ -10,7 +10,7 @@ use outrigger_certs::SpiffeId;
 use outrigger_core::{
     access::{By, Caller},
     concurrency::Permit,
-    limit::{OpenConnection, Refused},
+    limit::{OpenConnection, Refused, Standing},
     path,
     reason::Reason,
     request::View,
@@ -30,6 +30,8 @@ pub(super) struct Admission {
     /// By which policy it was judged.
     pub(super) epoch: u64,
     permit: Option<Permit>,
+    /// What the caller is told of its rate.
+    pub(super) standing: Option<Standing>,
     /// When the application has answered, and whether well.
     answered: Option<(Instant, bool)>,
 }
@@ -66,13 +68,16 @@ impl Entry {
         self.knows(&policy)?;
         let is_in_form = self.normalise(&policy, head)?;
         let is_probe = self.judge(worker, &policy, Some(head), is_in_form)?;
-        let mut admission = Admission { epoch: policy.epoch, permit: None, answered: None };
+        let mut admission = Admission { epoch: policy.epoch, permit: None, standing: None, answered: None };
         if is_probe {
             return Ok(admission);
         }
         let seen = Seen(head);
         match policy.limits.check(&self.caller(), self.port(), &seen, seen.path(), now) {
-            Ok(audits) => count_limits(worker, &audits, "would_refuse"),
+            Ok(passed) => {
+                count_limits(worker, &passed.audits, "would_refuse");
+                admission.standing = passed.standing;
+            }
             Err(limited) => {
                 count_limits(worker, std::slice::from_ref(&limited), "refused");
                 let text = self.explained(|| {

@@ -87,7 +87,7 @@ impl Worker {
             known.is_under_way = true;
             known.due = now + check.interval.mul_f64(0.9 + self.rng.borrow_mut().f64() / 5.0);
             let target = Target { service: handle.clone(), port, endpoint: Some(key.1.clone()) };
-            let route = Rc::new(Route::new(self.clone(), target, None));
+            let route = Rc::new(Route::of_check(self.clone(), target));
             let (worker, book, check) = (self.clone(), book.clone(), check.clone());
             self.spawn(async move {
                 let answer = timeout(check.timeout, ask(&worker, &route, &check)).await.unwrap_or(false);

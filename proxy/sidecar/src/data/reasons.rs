@@ -3,7 +3,7 @@
 
 use outrigger_core::{
     headers::reason_value,
-    limit::Refused,
+    limit::{Refused, Standing},
     reason::{REASON_HEADER, Reason},
     request::View,
 };
@@ -60,9 +60,8 @@ impl Refusal {
         head.fields.push(REASON_HEADER.as_bytes(), reason.as_bytes());
         if let Some(limited) = &self.limited {
             head.fields.push(b"retry-after", limited.retry_after_seconds().to_string().as_bytes());
-            if let (Some(policy), Some(left)) = (limited.rate_limit_policy(), limited.rate_limit()) {
-                head.fields.push(b"ratelimit-policy", policy.as_bytes());
-                head.fields.push(b"ratelimit", left.as_bytes());
+            if let Some(standing) = &limited.standing {
+                tell(standing, &mut head.fields);
             }
         }
         text
@@ -138,6 +137,12 @@ fn grpc_message(text: &str) -> String {
 
 fn hex(digit: u8) -> char {
     char::from(b"0123456789ABCDEF"[usize::from(digit)])
+}
+
+/// Tells a caller where it stands.
+pub(super) fn tell(standing: &Standing, fields: &mut Fields) {
+    fields.push(b"ratelimit-policy", standing.rate_limit_policy().as_bytes());
+    fields.push(b"ratelimit", standing.rate_limit().as_bytes());
 }
 
 #[cfg(test)]

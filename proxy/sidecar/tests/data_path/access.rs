@@ -256,14 +256,18 @@ async fn a_caller_that_asks_too_often_is_told_when_to_come_back() {
         per: v1::rate_limit::Per::Caller.into(),
         millirequests: 100,
         burst: 3,
+        tell_remaining: true,
         ..v1::RateLimit::default()
     };
     let mut inbound = access(v1::Default::Allow, vec![]);
     inbound.access.as_mut().unwrap().policies[0].limits = vec![limit];
     told(&pair.server.context, inbound);
-    for _ in 0..3 {
+    for left in [2, 1, 0] {
         let (head, _) = ask(pair.address, "/").await;
         assert_eq!(head.status, 200);
+        let standing = head.headers["ratelimit"].to_str().unwrap();
+        assert!(standing.starts_with(&format!("\"slow\";r={left};t=")), "{standing}");
+        assert_eq!(head.headers["ratelimit-policy"], "\"slow\";q=3;w=30");
     }
     let (head, body) = ask(pair.address, "/").await;
     assert_eq!(head.status, 429);

@@ -249,7 +249,7 @@ async fn another_endpoint_is_asked_beside_one_that_is_slow() {
     let fast = http1_app(|_| async { Response::new(full("fast")) }).await;
     let ca = Ca::new();
     let traffic = v1::Traffic {
-        hedge: Some(v1::Hedge { after: 50, max: 1, origin: String::new() }),
+        hedge: Some(v1::Hedge { after: 50, origin: String::new() }),
         retry: Some(retry()),
         ..v1::Traffic::default()
     };
@@ -490,6 +490,42 @@ async fn threads_take_turns_where_there_may_be_one_connection() {
     over.store(true, Ordering::SeqCst);
     for one in crowd {
         soon("the crowd's end", one).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn health_checks_need_no_place_among_the_connections() {
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let checks = Arc::new(AtomicUsize::new(0));
+    let count = checks.clone();
+    let app = http1_app(move |request: Request<hyper::body::Incoming>| {
+        let is_check = request.uri() == "/healthz";
+        count.fetch_add(usize::from(is_check), Ordering::SeqCst);
+        let mut gate = gate.clone();
+        async move {
+            if !is_check {
+                gate.wait_for(|open| *open).await.unwrap();
+            }
+            Response::new(full("done"))
+        }
+    })
+    .await;
+    let health_check = v1::HealthCheck {
+        path: "/healthz".to_owned(),
+        interval: 50,
+        timeout: 1000,
+        healthy: 1,
+        unhealthy: 1,
+        ..v1::HealthCheck::default()
+    };
+    let traffic = v1::Traffic { health_check: Some(health_check), ..connections(1, 0) };
+    let (_client, address) = before(traffic, app);
+    // Two more wait for the one connection.
+    let all: Vec<_> = (0..3).map(|_| tokio::spawn(ask(address, get("/")))).collect();
+    eventually("checks to be answered", || checks.load(Ordering::SeqCst) > 3).await;
+    open.send(true).unwrap();
+    for one in all {
+        assert_eq!(soon("the answer", one).await.unwrap().0.status, 200);
     }
 }
 

@@ -24,9 +24,9 @@ use tokio::time::Instant;
 use super::held::Record;
 use super::resource::Resource;
 use super::{KubernetesStore, Shared, within};
-use crate::policies::counts::{Counts, counts};
+use crate::policies::counts::Counts;
 use crate::policies::resolver::Resolution;
-use crate::push::Proxies;
+use crate::replicas::Replicas;
 
 /// Our name in the Gateway API's statuses.
 pub(crate) const CONTROLLER: &str = "outrigger.dev/controller";
@@ -48,7 +48,7 @@ const MAX_MESSAGE: usize = 2048;
 pub(crate) async fn run(
     store: Arc<KubernetesStore>,
     mut resolutions: watch::Receiver<Option<Arc<Resolution>>>,
-    proxies: Arc<Proxies>,
+    replicas: Arc<Replicas>,
     mut leading: watch::Receiver<bool>,
 ) {
     let shared = Arc::clone(&store.shared);
@@ -63,7 +63,7 @@ pub(crate) async fn run(
         pictures.borrow_and_update();
         let resolution = resolutions.borrow_and_update().clone();
         if let Some(resolution) = resolution {
-            writer.round(&resolution, &counts(&proxies), &leading).await;
+            writer.round(&resolution, &replicas.counts(), &leading).await;
         }
         tokio::time::sleep(BATCH).await;
         tokio::select! {

@@ -11,6 +11,7 @@ use super::held::Held;
 use super::resource::Resource;
 use super::*;
 use crate::policies::Change;
+use crate::replicas::Replicas;
 
 const ACCESS: Resource = Resource::Policy(Kind::AccessPolicy);
 /// Longer than anything here takes on a busy machine.
@@ -361,8 +362,9 @@ async fn statuses_are_written_once_and_leave_others_alone() {
         picture_where(&store, |picture| picture.sync == Sync::Synced && picture.policies.len() == 2).await;
     let (resolutions, resolved) = watch::channel(Some(Arc::new(resolution(&picture, Catalog::default()))));
     let (leads, leading) = watch::channel(false);
-    let proxies = Arc::new(crate::push::Proxies::default());
-    let writing = tokio::spawn(status::run(Arc::clone(&store), resolved, proxies, leading));
+    let identity = "spiffe://outrigger.local/ns/outrigger-system/sa/outrigger-controller".parse().unwrap();
+    let replicas = Arc::new(Replicas::new(Arc::default(), identity));
+    let writing = tokio::spawn(status::run(Arc::clone(&store), resolved, replicas, leading));
 
     let written = async |is_it: &dyn Fn(&Value, &Value) -> bool| {
         let look = async {

@@ -15,7 +15,7 @@ fn what_is_left_out_of_a_field_has_its_default_here() {
         (25, 250, 10, 1)
     );
     assert_eq!((retry.max_body, retry.per_try_timeout, retry.unsafe_methods), (65_536, false, false));
-    assert_eq!(traffic.hedge.unwrap().max, 1);
+    assert_eq!(traffic.hedge.unwrap().after, 50);
     let breaker = traffic.breaker.unwrap();
     assert_eq!(
         (breaker.consecutive, breaker.success_percent, breaker.window, breaker.min_requests),

@@ -23,7 +23,7 @@ use crate::{
         exchanges::Key,
         leg::Leg,
         message,
-        reasons::{Refusal, is_grpc, reason_of},
+        reasons::{Refusal, is_grpc, reason_of, tell},
         serve::Handler,
     },
     metrics::{Edge, Outcome},
@@ -136,6 +136,9 @@ impl Exchange {
         self.plan.change_response(&mut self.answer.fields);
         if let Some(admission) = &mut self.admission {
             admission.answered(self.answer.status < 500);
+            if let Some(standing) = &admission.standing {
+                tell(standing, &mut self.answer.fields);
+            }
         }
         if switched {
             return self.switch(worker, key);

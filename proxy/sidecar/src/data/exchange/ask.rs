@@ -97,7 +97,7 @@ impl Exchange {
         let Some(target) = &self.target else { return };
         if let (PoolKey::Plain(address), true) = (target, self.message.is_h1()) {
             let address = *address;
-            if self.way().is_some_and(|way| !way.line().is_empty()) {
+            if self.way().is_some_and(|way| way.has_line()) {
                 return self.stand_in_line(worker, key, address);
             }
             if self.takes_used()
