@@ -110,7 +110,7 @@ impl Controller {
             Arc::clone(&metrics),
         )?);
         let proxies = Arc::new(Proxies::default());
-        let replicas = Arc::new(Replicas::new(Arc::clone(&proxies), identity.clone()));
+        let replicas = Arc::new(Replicas::new(Arc::clone(&proxies), resolved.clone(), identity.clone()));
 
         let tasks = TaskTracker::new();
         for (index, source) in sources.into_iter().enumerate() {

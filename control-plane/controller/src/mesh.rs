@@ -297,10 +297,10 @@ impl Mesh {
         self.state().catalog.knows_its_cluster()
     }
 
-    /// What is inside of the mesh, as proxies are told it; what only a cluster knows is missing until that was read.
-    pub(crate) fn ranges(&self) -> BTreeSet<IpNet> {
-        let of_sources = self.state().catalog.ranges().unwrap_or_default();
-        self.settings.cidrs.iter().copied().chain(of_sources).collect()
+    /// What is inside of the mesh, as proxies are told it. `None`: a cluster knows more, and was never read.
+    pub(crate) fn ranges(&self) -> Option<BTreeSet<IpNet>> {
+        let of_sources = self.state().catalog.ranges()?;
+        Some(self.settings.cidrs.iter().copied().chain(of_sources).collect())
     }
 
     /// Every service as it goes to proxies.

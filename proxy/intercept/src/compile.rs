@@ -165,7 +165,8 @@ fn output(rules: &Rules) -> Vec<Chain> {
     let mut first = Vec::new();
     push_ipv6(rules, &mut first);
     if rules.inbound.is_some() {
-        // A sidecar that picks an endpoint on its own host: the packets never pass prerouting as new ones.
+        // A sidecar that picks an endpoint on its own host: the packets never pass prerouting as new ones. Closed ports are taken
+        // here, too (`Match::Listening`), and the proxy finds out.
         for exempt in &rules.exempt {
             let hairpin = [Match::Priority(HAIRPIN_PRIORITY), Match::DestinationLocal(true)];
             let matches =

@@ -58,7 +58,7 @@ pub(crate) enum Match {
     WithinCgroup(PathBuf),
     /// The packet belongs to a connection that conntrack knows.
     Established,
-    /// Some socket would take the packet.
+    /// Some socket would take the packet; of one that this host sends the sender's own socket counts, so that it always holds.
     Listening,
 }
 

@@ -1173,6 +1173,9 @@ pub struct PolicyCount {
     /// Some of those that refuse.
     #[prost(message, repeated, tag = "5")]
     pub refused: ::prost::alloc::vec::Vec<PolicyRefusal>,
+    /// Of the policy as it is in force at the replica that answers: what its proxies were sent, or will be in a moment.
+    #[prost(uint64, tag = "6")]
+    pub revision: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PolicyRefusal {

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::{Api, api::ListParams};
@@ -40,9 +40,10 @@ pub(super) async fn before(cluster: &Cluster, report: &mut Report) {
 pub(super) async fn installed(server: &Server, cluster: &Cluster, report: &mut Report) {
     #[derive(Deserialize)]
     struct Controller {
-        ranges: Vec<IpNet>,
+        ranges: Option<Vec<IpNet>>,
     }
-    let told = server.get::<Controller>("/api/v1/controller").await.map(|controller| controller.ranges);
+    let told = server.get::<Controller>("/api/v1/controller").await;
+    let told = told.and_then(|told| told.ranges.context("the controller has not read its cluster yet"));
     judge(cluster, told, report).await;
 }
 
@@ -72,10 +73,8 @@ fn is_outside(pod: &Pod, ranges: &[IpNet]) -> Option<String> {
     if spec.host_network == Some(true) || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
-    let address: IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
-    if ranges.iter().any(|range| range.contains(&address)) {
-        return None;
-    }
+    let addresses = status.pod_ips.iter().flatten().filter_map(|one| one.ip.parse::<IpAddr>().ok());
+    let address = addresses.into_iter().find(|one| !ranges.iter().any(|range| range.contains(one)))?;
     let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
     Some(format!("{}/{} ({address})", namespace.unwrap_or_default(), name.unwrap_or_default()))
 }
@@ -95,8 +94,8 @@ fn judge_ranges(ranges: &[IpNet], outside: &[String], report: &mut Report) {
         RANGES,
         Outcome::Warning,
         format!("pods outside of the mesh's ranges: {}", some(outside)),
-        "set mesh.cidrs to the networks that hold pods and nothing else: until then calls to a pod that the controller does \
-         not know yet pass in clear instead of being refused",
+        "install with mesh.cidrs, the networks that hold pods and nothing else: without it calls to a pod that the \
+         controller does not know yet pass in clear instead of being refused",
     );
 }
 
@@ -132,7 +131,7 @@ mod tests {
         serde_json::from_value(json!({
             "metadata": { "namespace": "shop", "name": name },
             "spec": { "containers": [], "hostNetwork": of_node },
-            "status": { "phase": "Running", "podIP": address },
+            "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": address }] },
         }))
         .unwrap()
     }

@@ -40,6 +40,7 @@ struct State {
     log: Vec<(u64, Id, Value)>,
     /// Every request that changed something: its method and its last path segments.
     writes: Vec<String>,
+    evictions: Vec<Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +103,11 @@ impl Cluster {
         std::mem::take(&mut self.lock().writes)
     }
 
+    /// What was sent to evict pods.
+    pub(crate) fn evictions(&self) -> Vec<Value> {
+        std::mem::take(&mut self.lock().evictions)
+    }
+
     /// Waits until the condition holds; paused time makes the deadline cheap.
     pub(crate) async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let mut version = self.version.subscribe();
@@ -151,6 +157,11 @@ impl Cluster {
         }
         let mut state = self.lock();
         let known = state.objects.get(&id).cloned();
+        if parts.uri.path().ends_with("/eviction") {
+            self.delete(&mut state, &id);
+            state.evictions.push(body);
+            return reply(&json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" }));
+        }
         if parts.method != Method::GET {
             let name = if id.name.is_empty() { body["metadata"]["name"].as_str() } else { Some(&*id.name) };
             state.writes.push(format!("{} {}/{}", parts.method, id.resource, name.unwrap_or_default()));
@@ -235,7 +246,7 @@ struct Selector {
     watches: bool,
     since: u64,
     name: Option<String>,
-    label: Option<(String, String)>,
+    labels: Vec<(String, String)>,
 }
 
 impl Selector {
@@ -243,14 +254,14 @@ impl Selector {
         let mut selector = Self::default();
         for pair in uri.query().unwrap_or_default().split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = value.replace("%3D", "=").replace("%2F", "/");
+            let value = value.replace("%3D", "=").replace("%2F", "/").replace("%2C", ",");
             match key {
                 "watch" => selector.watches = true,
                 "resourceVersion" => selector.since = value.parse().unwrap_or_default(),
                 "fieldSelector" => selector.name = value.strip_prefix("metadata.name=").map(str::to_owned),
                 "labelSelector" => {
-                    selector.label =
-                        value.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+                    let pairs = value.split(',').filter_map(|pair| pair.split_once('='));
+                    selector.labels = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
                 }
                 _ => {}
             }
@@ -262,7 +273,7 @@ impl Selector {
         id.resource == of.resource
             && (of.namespace.is_empty() || id.namespace == of.namespace)
             && self.name.as_ref().is_none_or(|name| *name == id.name)
-            && self.label.as_ref().is_none_or(|(key, value)| object["metadata"]["labels"][key] == **value)
+            && self.labels.iter().all(|(key, value)| object["metadata"]["labels"][key] == **value)
     }
 }
 

@@ -4,96 +4,205 @@
 //! makes another.
 //!
 //! Only what is known to end: the pod has an owner, its node's agent is ready, and the pod was started before that. One that
-//! was started later and is held all the same (another plugin rewrote the node's configuration just then) is evicted
-//! after [`PATIENCE`], so that a node whose agent is mistaken costs one pod in that time and no storm. Eviction rather than
-//! deletion: it respects budgets, and is the smaller right.
+//! was started later and is held all the same (another plugin rewrote the node's configuration just then) waits for
+//! [`PATIENCE`], and of these a node loses one in that time: an agent that is mistaken about its node (another folder is in
+//! use, the runtime hands over no annotations) costs a pod now and then, and no storm. Where many are due at once they go
+//! [`AT_ONCE`] by [`AT_ONCE`].
+//!
+//! Eviction rather than deletion, for it is the smaller right; a held pod is no part of any budget. It names the pod's uid and
+//! version, so that one which has moved on, or taken another's name, stays.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, EvictParams, ListParams, Preconditions};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::api::{ListParams, PostParams};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt};
 use outrigger_inject::{CHECKER, INJECTED};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, timeout};
 
-use super::Trouble;
+use super::{Trouble, watch};
 
 /// Between two looks. A check fails five seconds after it began, so a held pod costs its owner some fifteen.
 const LOOK: Duration = Duration::from_secs(10);
-/// How long a pod that was started after its agent was ready may be held.
-const PATIENCE: Duration = Duration::from_mins(5);
-/// The longest that one look takes.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a pod that was started after its agent was ready is held, and between two such pods of a node that go.
+const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
+/// Pods that go in one look: two a second.
+const AT_ONCE: usize = 20;
+/// The longest that one request takes.
+const DEADLINE: Duration = Duration::from_secs(5);
 /// The pods of the DaemonSet.
 const AGENTS: &str = "app.kubernetes.io/name=outrigger,app.kubernetes.io/component=cni";
+/// With what the check ends where nothing is redirected. Others are the runtime's word: it was killed, or could not start.
+const NOT_REDIRECTED: i32 = 1;
 
 /// Evicts what is held, for as long as it is polled.
 pub(crate) async fn keep(client: Client, mesh_namespace: String) {
-    let mut trouble = Trouble::new("look for pods that the CNI plugin missed");
+    let injected = watcher::Config::default().labels(&format!("{INJECTED}=true"));
+    let mut seen = pin!(watch(Api::<Pod>::all(client.clone()), injected, "watch the injected pods"));
+    let mut held = BTreeMap::new();
+    let mut late = Late::default();
+    let mut look = interval(LOOK);
+    let mut trouble = Trouble::new("replace pods that the CNI plugin missed");
     loop {
-        let looked = timeout(DEADLINE, look(&client, &mesh_namespace)).await;
-        match looked.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server did not answer in time"))) {
-            Ok(()) => trouble.over(),
-            Err(error) => trouble.is(&format!("{error:#}")),
+        tokio::select! {
+            event = seen.next() => match event {
+                Some(event) => see(&mut held, event),
+                // A watch has no end.
+                None => return,
+            },
+            _ = look.tick() => match replace(&client, &mesh_namespace, &held, &mut late).await {
+                Ok(()) => trouble.over(),
+                Err(error) => trouble.is(&format!("{error:#}")),
+            },
         }
-        sleep(LOOK).await;
     }
 }
 
-async fn look(client: &Client, mesh_namespace: &str) -> anyhow::Result<()> {
-    // What a cache says is enough: an eviction names the pod's uid, and an old look is mended by the next.
-    let pending = ListParams::default().labels(&format!("{INJECTED}=true")).fields("status.phase=Pending");
-    let pods =
-        Api::<Pod>::all(client.clone()).list(&pending.match_any()).await.context("cannot list pods")?;
-    let held: Vec<Pod> = pods.items.into_iter().filter(is_held).collect();
+/// A pod that is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    uid: String,
+    version: String,
+    node: String,
+    started: Timestamp,
+}
+
+type ByName = BTreeMap<(String, String), Held>;
+
+/// A list that is read again tells of each pod that is there; those that have gone are found out when they are to be evicted.
+fn see(held: &mut ByName, event: Event<Pod>) {
+    let key = |pod: &Pod| (pod.namespace().unwrap_or_default(), pod.name_any());
+    match event {
+        Event::Init | Event::InitDone => {}
+        Event::Delete(pod) => drop(held.remove(&key(&pod))),
+        Event::Apply(pod) | Event::InitApply(pod) => {
+            match Held::of(&pod) {
+                Some(found) => held.insert(key(&pod), found),
+                None => held.remove(&key(&pod)),
+            };
+        }
+    }
+}
+
+impl Held {
+    /// The pod, if its check has failed and another pod would take its place.
+    fn of(pod: &Pod) -> Option<Self> {
+        if !pod.owner_references().iter().any(|owner| owner.controller == Some(true))
+            || pod.metadata.deletion_timestamp.is_some()
+        {
+            return None;
+        }
+        let status = pod.status.as_ref()?;
+        // The phase says little: it is `Running` where the pod's containers have run before its node came back, and `Failed` where
+        // they may not be started again, which is their owner's to see.
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let check = status.init_container_statuses.iter().flatten().find(|one| one.name == CHECKER)?;
+        let mut ended = [&check.state, &check.last_state].into_iter().flatten();
+        let has_failed = ended
+            .any(|state| state.terminated.as_ref().is_some_and(|ended| ended.exit_code == NOT_REDIRECTED));
+        if check.ready || !has_failed {
+            return None;
+        }
+        Some(Self {
+            uid: pod.uid()?,
+            version: pod.resource_version()?,
+            node: pod.spec.as_ref()?.node_name.clone()?,
+            started: status.start_time.as_ref()?.0,
+        })
+    }
+}
+
+/// When a node lost a pod last that was started after its agent was ready.
+#[derive(Debug, Default)]
+struct Late(HashMap<String, Timestamp>);
+
+impl Late {
+    /// Whether the pod goes now. `ready`: since when the agent of its node is, if it is.
+    fn is_due(&mut self, pod: &Held, ready: Option<Timestamp>, now: Timestamp) -> bool {
+        let Some(ready) = ready else { return false };
+        if pod.started < ready {
+            return true;
+        }
+        self.0.retain(|_, last| now.duration_since(*last) < PATIENCE);
+        if now.duration_since(pod.started) < PATIENCE || self.0.contains_key(&pod.node) {
+            return false;
+        }
+        self.0.insert(pod.node.clone(), now);
+        true
+    }
+}
+
+async fn replace(
+    client: &Client,
+    mesh_namespace: &str,
+    held: &ByName,
+    late: &mut Late,
+) -> anyhow::Result<()> {
     if held.is_empty() {
         return Ok(());
     }
     let agents = Api::<Pod>::namespaced(client.clone(), mesh_namespace);
-    let agents = agents.list(&ListParams::default().labels(AGENTS).match_any()).await;
-    let ready = agents.context("cannot list the agents of nodes")?.items.iter().filter_map(ready).collect();
-    for pod in held.iter().filter(|pod| is_due(pod, &ready, Timestamp::now())) {
-        evict(client, pod).await?;
+    let of_agents = ListParams::default().labels(AGENTS).match_any();
+    let agents = timeout(DEADLINE, agents.list(&of_agents)).await;
+    let agents =
+        agents.context("the API server did not answer in time")?.context("cannot list the agents")?;
+    let ready: HashMap<String, Timestamp> = agents.items.iter().filter_map(ready).collect();
+    let now = Timestamp::now();
+    let due = held.iter().filter(|(_, pod)| late.is_due(pod, ready.get(&pod.node).copied(), now));
+    let mut failed = Ok(());
+    for ((namespace, name), pod) in due.take(AT_ONCE) {
+        let evicted = timeout(DEADLINE, evict(client, namespace, name, pod)).await;
+        let evicted =
+            evicted.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server did not answer in time")));
+        // One that cannot go keeps no other from going.
+        if let Err(error) = evicted {
+            failed = Err(error.context(format!("cannot evict the pod {namespace}/{name}")));
+        }
     }
-    Ok(())
+    failed
 }
 
-async fn evict(client: &Client, pod: &Pod) -> anyhow::Result<()> {
-    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
-    let parameters = EvictParams {
-        delete_options: Some(DeleteParams { preconditions, ..DeleteParams::default() }),
-        ..EvictParams::default()
+async fn evict(client: &Client, namespace: &str, name: &str, pod: &Held) -> anyhow::Result<()> {
+    let preconditions =
+        Preconditions { uid: Some(pod.uid.clone()), resource_version: Some(pod.version.clone()) };
+    // kube's own `evict` sends `delete_options`, which the API server does not know.
+    let eviction = Eviction {
+        metadata: ObjectMeta {
+            namespace: Some(namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(preconditions),
+            ..DeleteOptions::default()
+        }),
     };
-    match Api::<Pod>::namespaced(client.clone(), &namespace).evict(&name, &parameters).await {
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let asked = pods.create_subresource("eviction", name, &PostParams::default(), &eviction).await;
+    match asked as kube::Result<serde_json::Value> {
         Ok(_) => {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
             tracing::info!(
                 namespace,
                 name,
-                node,
+                node = pod.node,
                 "a pod was started when the CNI plugin was not in place on its node; it is evicted, and its owner makes another"
             );
             Ok(())
         }
         // Gone, another one by now, or a budget that says not yet.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 429) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot evict the pod {namespace}/{name}")),
+        Err(error) => Err(error.into()),
     }
-}
-
-/// Whether its check has failed, and another pod would take its place.
-fn is_held(pod: &Pod) -> bool {
-    let has_owner = pod.owner_references().iter().any(|owner| owner.controller == Some(true));
-    let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
-    let has_failed = statuses.into_iter().flatten().filter(|status| status.name == CHECKER).any(|status| {
-        let ended = [&status.state, &status.last_state].into_iter().flatten();
-        !status.ready && ended.filter_map(|state| state.terminated.as_ref()).any(|ended| ended.exit_code != 0)
-    });
-    has_owner && has_failed && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// The node of an agent that is ready, and since when.
@@ -104,29 +213,20 @@ fn ready(agent: &Pod) -> Option<(String, Timestamp)> {
     Some((node, ready.last_transition_time.as_ref()?.0))
 }
 
-fn is_due(pod: &Pod, ready: &HashMap<String, Timestamp>, now: Timestamp) -> bool {
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-    let Some(since) = node.and_then(|node| ready.get(node)) else { return false };
-    let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
-    started.is_some_and(|started| started.0 < *since || now.duration_since(started.0) > seconds(PATIENCE))
-}
-
-fn seconds(duration: Duration) -> k8s_openapi::jiff::SignedDuration {
-    k8s_openapi::jiff::SignedDuration::try_from(duration).unwrap_or(k8s_openapi::jiff::SignedDuration::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::kubernetes::fake::Cluster;
 
     const READY: &str = "2026-01-01T00:10:00Z";
 
     fn pod(started: &str, check: &Value) -> Value {
         json!({
             "metadata": {
-                "name": "web-1", "namespace": "shop", "uid": "u-1",
+                "name": "web-1", "namespace": "shop", "uid": "u-1", "resourceVersion": "7",
+                "labels": { "outrigger.dev/injected": "true" },
                 "ownerReferences": [{
                     "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u-0", "controller": true,
                 }],
@@ -142,8 +242,19 @@ mod tests {
         })
     }
 
-    fn typed(pod: Value) -> Pod {
-        serde_json::from_value(pod).unwrap()
+    fn agent(since: &str) -> Value {
+        json!({
+            "metadata": {
+                "name": "outrigger-cni-1", "namespace": "mesh",
+                "labels": { "app.kubernetes.io/name": "outrigger", "app.kubernetes.io/component": "cni" },
+            },
+            "spec": { "nodeName": "node-1", "containers": [] },
+            "status": { "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": since }] },
+        })
+    }
+
+    fn held(pod: Value) -> Option<Held> {
+        Held::of(&serde_json::from_value(pod).unwrap())
     }
 
     fn failed() -> Value {
@@ -152,46 +263,68 @@ mod tests {
 
     #[test]
     fn a_pod_is_held_while_its_check_fails_and_somebody_would_replace_it() {
-        assert!(is_held(&typed(pod(READY, &failed()))));
+        assert!(held(pod(READY, &failed())).is_some());
         let mut waits = pod(READY, &json!({ "waiting": { "reason": "CrashLoopBackOff" } }));
-        assert!(!is_held(&typed(waits.clone())));
+        assert_eq!(held(waits.clone()), None);
         waits["status"]["initContainerStatuses"][0]["lastState"] = failed();
-        assert!(is_held(&typed(waits)));
+        // As that of a node that has started anew.
+        waits["status"]["phase"] = json!("Running");
+        assert!(held(waits).is_some());
 
-        for passes in [json!({ "running": {} }), json!({ "terminated": { "exitCode": 0 } })] {
-            assert!(!is_held(&typed(pod(READY, &passes))));
+        let ended = |code: i32| json!({ "terminated": { "exitCode": code } });
+        for other in [json!({ "running": {} }), ended(0), ended(137)] {
+            assert_eq!(held(pod(READY, &other)), None, "{other}");
         }
-        let mut bare = pod(READY, &failed());
-        bare["metadata"]["ownerReferences"] = json!([]);
-        assert!(!is_held(&typed(bare)));
-        let mut going = pod(READY, &failed());
-        going["metadata"]["deletionTimestamp"] = json!(READY);
-        assert!(!is_held(&typed(going)));
-        let mut other = pod(READY, &failed());
-        other["status"]["initContainerStatuses"][0]["name"] = json!("migrate");
-        assert!(!is_held(&typed(other)));
+        for (path, value) in [
+            ("/metadata/ownerReferences", json!([])),
+            ("/metadata/deletionTimestamp", json!(READY)),
+            ("/status/phase", json!("Failed")),
+            ("/status/initContainerStatuses/0/name", json!("migrate")),
+        ] {
+            let mut other = pod(READY, &failed());
+            other["metadata"]["deletionTimestamp"] = Value::Null;
+            *other.pointer_mut(path).unwrap() = value;
+            assert_eq!(held(other), None, "{path}");
+        }
     }
 
     #[test]
-    fn one_that_was_there_before_the_agent_goes_at_once_and_another_after_a_while() {
-        let agent = typed(json!({
-            "metadata": { "name": "outrigger-cni-1" },
-            "spec": { "nodeName": "node-1", "containers": [] },
-            "status": { "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": READY }] },
-        }));
-        let ready: HashMap<_, _> = [&agent].into_iter().filter_map(super::ready).collect();
-        let due = |started: &str, now: &str| {
-            is_due(&typed(pod(started, &failed())), &ready, now.parse::<Timestamp>().unwrap())
+    fn one_that_was_there_before_the_agent_goes_at_once_and_of_others_one_in_a_while() {
+        let ready = READY.parse().ok();
+        let mut late = Late::default();
+        let mut due = |started: &str, now: &str| {
+            late.is_due(&held(pod(started, &failed())).unwrap(), ready, now.parse().unwrap())
         };
-        assert!(due("2026-01-01T00:09:59Z", "2026-01-01T00:10:01Z"));
+        for now in ["2026-01-01T00:10:01Z", "2026-01-01T00:10:02Z"] {
+            assert!(due("2026-01-01T00:09:59Z", now));
+        }
         assert!(!due("2026-01-01T00:10:30Z", "2026-01-01T00:15:00Z"));
         assert!(due("2026-01-01T00:10:30Z", "2026-01-01T00:15:31Z"));
+        assert!(!due("2026-01-01T00:10:31Z", "2026-01-01T00:16:00Z"), "the node has just lost one");
+        assert!(due("2026-01-01T00:10:31Z", "2026-01-01T00:20:32Z"));
 
-        let mut elsewhere = pod("2026-01-01T00:00:00Z", &failed());
-        elsewhere["spec"]["nodeName"] = json!("node-2");
-        assert!(!is_due(&typed(elsewhere), &ready, "2026-01-02T00:00:00Z".parse().unwrap()));
-        let mut away = agent;
-        away.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].status = "False".to_owned();
-        assert_eq!(super::ready(&away), None);
+        let before = held(pod("2026-01-01T00:00:00Z", &failed())).unwrap();
+        assert!(!late.is_due(&before, None, Timestamp::now()), "no agent is ready there");
+        let typed = |agent: Value| serde_json::from_value::<Pod>(agent).unwrap();
+        assert_eq!(super::ready(&typed(agent(READY))).map(|(node, _)| node).as_deref(), Some("node-1"));
+        let mut away = agent(READY);
+        away["status"]["conditions"][0]["status"] = json!("False");
+        assert_eq!(super::ready(&typed(away)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_eviction_names_the_pod_that_was_seen() {
+        let cluster = Cluster::new();
+        cluster.put("pods", agent(READY));
+        cluster.put("pods", pod("2026-01-01T00:00:00Z", &failed()));
+        let version = cluster.get("pods", "shop", "web-1").unwrap()["metadata"]["resourceVersion"].clone();
+        let (client, _way) = cluster.client();
+        tokio::spawn(keep(client, "mesh".to_owned()));
+        cluster.until("an eviction", |cluster| cluster.get("pods", "shop", "web-1").is_none()).await;
+        let sent = cluster.evictions();
+        assert_eq!(sent.len(), 1, "{sent:?}");
+        let expected = json!({ "uid": "u-1", "resourceVersion": version });
+        assert_eq!(sent[0]["deleteOptions"]["preconditions"], expected);
+        assert_eq!((&sent[0]["kind"], &sent[0]["apiVersion"]), (&json!("Eviction"), &json!("policy/v1")));
     }
 }

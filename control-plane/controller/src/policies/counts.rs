@@ -11,7 +11,7 @@ use crate::push::{Proxies, Taken};
 const LISTED_REFUSALS: usize = 100;
 
 /// The proxies that an object was sent to.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Counts {
     pub(crate) on: usize,
     pub(crate) accepted: usize,
@@ -23,7 +23,7 @@ pub(crate) struct Counts {
 }
 
 /// A proxy that keeps what it had.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Refusal {
     pub(crate) proxy: String,
     pub(crate) reason: String,

@@ -86,8 +86,6 @@ pub(crate) struct Route {
     /// Where the client's connection comes from.
     pub(super) source: Option<IpAddr>,
     shared: Rc<Shared>,
-    /// Whether the service's bounds hold for it.
-    is_bounded: bool,
     /// Where its service's routes, or a request's authority, have led to.
     ways: RefCell<Vec<Rc<Route>>>,
 }
@@ -95,12 +93,7 @@ pub(crate) struct Route {
 impl Route {
     pub(crate) fn new(worker: Rc<Worker>, target: Target, source: Option<IpAddr>) -> Self {
         let shared = worker.service(target.service.name());
-        Self { worker, target, source, shared, is_bounded: true, ways: RefCell::default() }
-    }
-
-    /// The way of a health check: a service that is asked as much as it may be is no sick one, so no bound holds for it.
-    pub(super) fn of_check(worker: Rc<Worker>, target: Target) -> Self {
-        Self { is_bounded: false, ..Self::new(worker, target, None) }
+        Self { worker, target, source, shared, ways: RefCell::default() }
     }
 
     /// The way to what a rule of the service's routes leads to, where that is known.
@@ -177,11 +170,6 @@ impl Route {
         &self.shared.line
     }
 
-    /// Whether others wait for a connection, and it has to wait behind them.
-    pub(super) fn has_line(&self) -> bool {
-        self.is_bounded && !self.shared.line.is_empty()
-    }
-
     /// Has a request wait for a connection to `address`; `takes_used`: to one that has served others, too.
     pub(super) fn stands_in_line(&self, key: Key, address: SocketAddr, takes_used: bool) -> InLine {
         let service = self.target.service.peek();
@@ -204,7 +192,6 @@ impl Route {
     ) -> Result<T, Refusal> {
         let service = self.target.service.peek();
         let bulkhead = service.traffic.as_ref().and_then(|traffic| traffic.bulkhead.as_ref());
-        let bulkhead = bulkhead.filter(|_| self.is_bounded);
         take(self.shared.live.permits(), bulkhead).ok_or_else(|| {
             let origin = bulkhead.map_or("", |bulkhead| &bulkhead.origin);
             let text = format!("as many {what} as {origin} allows for {}", service.name);

@@ -87,14 +87,17 @@ impl Worker {
             known.is_under_way = true;
             known.due = now + check.interval.mul_f64(0.9 + self.rng.borrow_mut().f64() / 5.0);
             let target = Target { service: handle.clone(), port, endpoint: Some(key.1.clone()) };
-            let route = Rc::new(Route::of_check(self.clone(), target));
+            let route = Rc::new(Route::new(self.clone(), target, None));
             let (worker, book, check) = (self.clone(), book.clone(), check.clone());
             self.spawn(async move {
-                let answer = timeout(check.timeout, ask(&worker, &route, &check)).await.unwrap_or(false);
+                let answer =
+                    timeout(check.timeout, ask(&worker, &route, &check)).await.unwrap_or(Some(false));
                 if let Some(known) = book.borrow_mut().get_mut(&key) {
                     known.is_under_way = false;
-                    known.learn(answer, &check);
-                    worker.ctx.lives.of(&key.0).checked(&key.1, known.is_well);
+                    if let Some(answer) = answer {
+                        known.learn(answer, &check);
+                        worker.ctx.lives.of(&key.0).checked(&key.1, known.is_well);
+                    }
                 }
             });
         }
@@ -114,13 +117,14 @@ impl Checked {
     }
 }
 
-async fn ask(worker: &Rc<Worker>, route: &Rc<Route>, check: &HealthCheck) -> bool {
+/// `None`: there was no way to ask, as where a bulkhead has no place left; then who calls finds out what is to be known.
+async fn ask(worker: &Rc<Worker>, route: &Rc<Route>, check: &HealthCheck) -> Option<bool> {
     let Some(path) = &check.path else { return outbound::reaches(route).await };
     let (answer, answered) = oneshot::channel();
     let key = worker.begin(|exchange, worker, key| exchange.check(worker, key, route, path, answer));
     // Dropped before there was an answer, it ends.
     let _ends = worker.ends_with(key);
-    answered.await.unwrap_or(false)
+    answered.await.unwrap_or(Some(false))
 }
 
 #[cfg(test)]

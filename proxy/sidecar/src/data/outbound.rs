@@ -240,12 +240,15 @@ struct Upstream {
 }
 
 /// Whether an endpoint takes a connection, and keeps it for a moment: of one beside a sidecar the sidecar takes it first, and ends it
-/// if the application does not.
-pub(super) async fn reaches(route: &Rc<Route>) -> bool {
-    let Ok(upstream) = connect(route).await else { return false };
+/// if the application does not. `None`: it was not asked.
+pub(super) async fn reaches(route: &Rc<Route>) -> Option<bool> {
+    let upstream = match connect(route).await {
+        Ok(upstream) => upstream,
+        Err(refusal) => return refusal.is_not_ours().then_some(false),
+    };
     match timeout(KEPT_FOR, upstream.wire.read()).await {
-        Ok(read) => read.is_ok_and(|bytes| !bytes.is_empty()),
-        Err(_) => true,
+        Ok(read) => Some(read.is_ok_and(|bytes| !bytes.is_empty())),
+        Err(_) => Some(true),
     }
 }
 

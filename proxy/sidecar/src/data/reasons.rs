@@ -51,6 +51,11 @@ impl Refusal {
         Self { limited: Some(Box::new(limited)), ..self }
     }
 
+    /// Whether it says something of whom it was asked of: it is no bound and no trouble of our own.
+    pub(crate) fn is_not_ours(&self) -> bool {
+        !matches!(self.reason, Reason::LimitReached | Reason::Overloaded | Reason::NoCertificate)
+    }
+
     /// The head of the response to a request, and its body. `grpc`: its caller speaks gRPC.
     pub(crate) fn response(&self, grpc: bool, head: &mut ResponseHead) -> String {
         head.clear();

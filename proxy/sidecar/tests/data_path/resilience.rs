@@ -494,38 +494,52 @@ async fn threads_take_turns_where_there_may_be_one_connection() {
 }
 
 #[tokio::test]
-async fn health_checks_need_no_place_among_the_connections() {
+async fn a_check_that_finds_no_place_among_the_connections_says_nothing() {
     let (open, gate) = tokio::sync::watch::channel(false);
-    let checks = Arc::new(AtomicUsize::new(0));
-    let count = checks.clone();
-    let app = http1_app(move |request: Request<hyper::body::Incoming>| {
+    let (asked, checked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (asked.clone(), checked.clone());
+    let busy = http1_app(move |request: Request<hyper::body::Incoming>| {
         let is_check = request.uri() == "/healthz";
-        count.fetch_add(usize::from(is_check), Ordering::SeqCst);
+        if is_check { &counts.1 } else { &counts.0 }.fetch_add(1, Ordering::SeqCst);
         let mut gate = gate.clone();
         async move {
             if !is_check {
                 gate.wait_for(|open| *open).await.unwrap();
             }
-            Response::new(full("done"))
+            Response::new(full("busy"))
         }
     })
     .await;
+    let sound = http1_app(|_| async { Response::new(full("sound")) }).await;
+    // One check that fails would put an endpoint aside for good.
     let health_check = v1::HealthCheck {
         path: "/healthz".to_owned(),
         interval: 50,
         timeout: 1000,
-        healthy: 1,
+        healthy: 1000,
         unhealthy: 1,
         ..v1::HealthCheck::default()
     };
     let traffic = v1::Traffic { health_check: Some(health_check), ..connections(1, 0) };
-    let (_client, address) = before(traffic, app);
-    // Two more wait for the one connection.
-    let all: Vec<_> = (0..3).map(|_| tokio::spawn(ask(address, get("/")))).collect();
-    eventually("checks to be answered", || checks.load(Ordering::SeqCst) > 3).await;
+    let ca = Ca::new();
+    let endpoints = vec![endpoint("busy", busy, None), endpoint("sound", sound, None)];
+    let service = with(traffic, Protocol::Http1, endpoints);
+    let (_client, address, _) = Sidecar::client(ca.context("client", config()), service);
+    let held = loop {
+        let one = tokio::spawn(ask(address, get("/")));
+        eventually("an answer, or none", || one.is_finished() || asked.load(Ordering::SeqCst) > 0).await;
+        if asked.load(Ordering::SeqCst) > 0 {
+            break one;
+        }
+    };
+    let before = checked.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(checked.load(Ordering::SeqCst), before, "a check went out past the bound");
     open.send(true).unwrap();
-    for one in all {
-        assert_eq!(soon("the answer", one).await.unwrap().0.status, 200);
+    assert_eq!(held.await.unwrap().1, "busy");
+    let end = Instant::now() + PATIENCE;
+    while ask(address, get("/")).await.1 != "busy" {
+        assert!(Instant::now() < end, "it was put aside");
     }
 }
 

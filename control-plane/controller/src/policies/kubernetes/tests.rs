@@ -363,7 +363,7 @@ async fn statuses_are_written_once_and_leave_others_alone() {
     let (resolutions, resolved) = watch::channel(Some(Arc::new(resolution(&picture, Catalog::default()))));
     let (leads, leading) = watch::channel(false);
     let identity = "spiffe://outrigger.local/ns/outrigger-system/sa/outrigger-controller".parse().unwrap();
-    let replicas = Arc::new(Replicas::new(Arc::default(), identity));
+    let replicas = Arc::new(Replicas::new(Arc::default(), resolved.clone(), identity));
     let writing = tokio::spawn(status::run(Arc::clone(&store), resolved, replicas, leading));
 
     let written = async |is_it: &dyn Fn(&Value, &Value) -> bool| {

@@ -117,7 +117,7 @@ impl Exchange {
         }
         if let Some(checks) = self.checks.take() {
             // Nobody waits any more: it was too late.
-            let _ = checks.send(self.answer.status < 400);
+            let _ = checks.send(Some(self.answer.status < 400));
         }
         self.drop_rival(worker);
         self.request.forget();
@@ -313,6 +313,9 @@ impl Exchange {
         tracing::debug!(reason = %refusal.reason, text = %refusal.text, "refused");
         if let Some(up) = self.up.take() {
             up.abort(worker, Code::CANCEL);
+        }
+        if let Some(checks) = self.checks.take() {
+            let _ = checks.send(refusal.is_not_ours().then_some(false));
         }
         let body = refusal.response(self.is_grpc, &mut self.answer);
         self.answer_here(worker, &body, refusal.reason == Reason::BadRequest, refusal.reset);

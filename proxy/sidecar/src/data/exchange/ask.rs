@@ -97,7 +97,7 @@ impl Exchange {
         let Some(target) = &self.target else { return };
         if let (PoolKey::Plain(address), true) = (target, self.message.is_h1()) {
             let address = *address;
-            if self.way().is_some_and(|way| way.has_line()) {
+            if self.way().is_some_and(|way| !way.line().is_empty()) {
                 return self.stand_in_line(worker, key, address);
             }
             if self.takes_used()
@@ -139,6 +139,11 @@ impl Exchange {
 
     /// Waits for one of the connections to its service, of which there are as many as a policy allows.
     fn stand_in_line(&mut self, worker: &Rc<Worker>, key: Key, address: SocketAddr) {
+        // A check is no reason for anybody to wait for longer, and its own wait would count against the endpoint.
+        if let (Some(_), Some(way)) = (&self.checks, self.way()) {
+            let refusal = Refusal::new(Reason::LimitReached, way.why_it_waits());
+            return self.refuse(worker, refusal);
+        }
         if let Err(refusal) = self.begins_to_wait() {
             return self.refuse(worker, refusal);
         }

@@ -114,7 +114,7 @@ pub(crate) struct Exchange {
     /// Of a mirror: that it counts among those under way.
     mirrored: Option<Rc<()>>,
     /// Who waits for the status of a health check.
-    checks: Option<oneshot::Sender<bool>>,
+    checks: Option<oneshot::Sender<Option<bool>>>,
     /// The hedge that is under way.
     rival: Option<Key>,
     /// What the client is told if the hedge fails, too.

@@ -72,14 +72,14 @@ impl Exchange {
         self.rival = Some(rival).filter(|rival| worker.exchanges.lives(*rival));
     }
 
-    /// Asks an endpoint whether it is well; whoever waits for the answer is told whether it was a good one. Dropped, it was none.
+    /// Asks an endpoint whether it is well; whoever waits for the answer is told whether it was a good one, or that nobody was asked.
     pub(in crate::data) fn check(
         &mut self,
         worker: &Rc<Worker>,
         key: Key,
         way: &Rc<Route>,
         path: &str,
-        answer: oneshot::Sender<bool>,
+        answer: oneshot::Sender<Option<bool>>,
     ) {
         let service = way.target.service.load();
         let is_h2 = service.protocol(way.target.port) == Protocol::Http2;
