@@ -81,6 +81,9 @@ fn limit(out: &mut Problems, at: &str, limit: &Limit) {
     if limit.burst.is_some() && limit.requests_per_second.is_none() {
         out.error(format!("{at}.burst"), "is for a limit with `requestsPerSecond`");
     }
+    if limit.tell_remaining.is_some() && limit.requests_per_second.is_none() {
+        out.error(format!("{at}.tellRemaining"), "is for a limit with `requestsPerSecond`");
+    }
     out.range(format!("{at}.burst"), limit.burst, 1, MAX_BURST);
     out.range(format!("{at}.maxConnections"), limit.max_connections, 1, MAX_BURST);
     if limit.max_connections.is_some() && limit.per != LimitPer::Caller {

@@ -273,6 +273,10 @@ impl HeaderConditionType {
     ),
     ("!has(self.burst) || has(self.requestsPerSecond)", "`burst` is for a limit with `requestsPerSecond`"),
     (
+        "!has(self.tellRemaining) || has(self.requestsPerSecond)",
+        "`tellRemaining` is for a limit with `requestsPerSecond`",
+    ),
+    (
         "!has(self.maxConnections) || self.per == 'Caller'",
         "`maxConnections` is for `per: Caller`: connections are counted by caller",
     ),
