@@ -29,6 +29,8 @@ mod in_force;
 mod own;
 
 use in_force::InForce;
+#[cfg(test)]
+pub(crate) use own::as_policies_see;
 
 /// The mesh's own settings.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::{Key, Kind};
-use crate::kinds::{DefaultAction, Mtls, ParentReference};
+use crate::kinds::{DefaultAction, Mtls, ParentReference, Probe};
 
 /// What is there, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +201,9 @@ pub struct CatalogEndpoint {
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What its host asks of it, which passes whatever policies say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
 }
 
 /// How an endpoint is.
@@ -233,6 +236,9 @@ pub struct Workload {
     pub ports: BTreeSet<u16>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// What its host asks of it, which passes whatever policies say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
     /// Its zone; may be empty.
     pub zone: String,
 }
@@ -287,6 +293,7 @@ impl Catalog {
                     services: BTreeMap::new(),
                     ports: BTreeSet::new(),
                     labels: BTreeMap::new(),
+                    probes: endpoint.probes.clone(),
                     zone: endpoint.zone.clone(),
                 });
                 workload.ports.extend(endpoint.ports.values());

@@ -257,6 +257,7 @@ fn resolved(inbound: SocketAddr) -> (v1::Service, v1::Inbound) {
         zone: String::new(),
         health: CatalogHealth::Healthy,
         labels: BTreeMap::new(),
+        probes: Vec::new(),
     };
     let service = CatalogService {
         name: name.to_owned(),

@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::Api;
 
-use super::report::{Outcome, Report};
-use crate::cluster::{Cluster, MESH_NAMESPACE};
+use super::{
+    report::{Outcome, Report},
+    some,
+};
+use crate::cluster::{Cluster, MESH_NAMESPACE, is_ready};
 
 const CATEGORY: &str = "Control plane";
+const AGENTS: &str = "node agents";
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     let deployments = Api::<Deployment>::namespaced(cluster.client.clone(), MESH_NAMESPACE);
@@ -21,6 +25,26 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     match futures_util::future::try_join(cluster.pods("controller"), cluster.pods("injector")).await {
         Ok((controllers, injectors)) => judge_images(controllers.iter().chain(&injectors), report),
         Err(error) => report.unknown(CATEGORY, "images", &error),
+    }
+    match cluster.pods("cni").await {
+        Ok(agents) => judge_agents(&agents, report),
+        Err(error) => report.unknown(CATEGORY, AGENTS, &error),
+    }
+}
+
+/// Without the CNI plugin there are none.
+fn judge_agents(agents: &[Pod], report: &mut Report) {
+    let node = |agent: &Pod| agent.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+    let unready: Vec<String> = agents.iter().filter(|agent| !is_ready(agent)).map(node).collect();
+    if !unready.is_empty() {
+        let advice = format!(
+            "pods of the mesh that start there are held: the log of the agent says why \
+             (`kubectl logs -n {MESH_NAMESPACE} -l app.kubernetes.io/component=cni --prefix`)"
+        );
+        let seen = format!("{} of {} not ready, on {}", unready.len(), agents.len(), some(&unready));
+        report.add(CATEGORY, AGENTS, Outcome::Failed, seen, advice);
+    } else if !agents.is_empty() {
+        report.ok(CATEGORY, AGENTS, format!("{} ready", agents.len()));
     }
 }
 
@@ -101,6 +125,16 @@ mod tests {
         judge_images([].iter(), &mut report);
         judge_images([pod("a:1"), pod("a:1")].iter(), &mut report);
         judge_images([pod("a:1"), pod("a:2")].iter(), &mut report);
+        let agent = |node: &str, ready: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {}, "spec": { "containers": [], "nodeName": node },
+                "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+            }))
+            .unwrap()
+        };
+        judge_agents(&[], &mut report);
+        judge_agents(&[agent("n1", "True"), agent("n2", "True")], &mut report);
+        judge_agents(&[agent("n1", "True"), agent("n2", "False")], &mut report);
         insta::assert_snapshot!(report.render(Format::Table, Paint::NONE).unwrap());
     }
 }

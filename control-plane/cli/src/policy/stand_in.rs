@@ -114,6 +114,7 @@ fn made_up(
         zone: String::new(),
         health: CatalogHealth::default(),
         labels: BTreeMap::new(),
+        probes: Vec::new(),
     };
     let ports = ports.into_iter().map(|port| CatalogPort { port, ..CatalogPort::default() }).collect();
     CatalogService { name, namespace, ports, endpoints: vec![endpoint] }

@@ -282,6 +282,9 @@ impl State {
                 zone: instance.zone.clone(),
                 health: health(instance.health),
                 labels: BTreeMap::clone(&instance.labels),
+                probes: (self.catalog.workload_at(instance.address))
+                    .filter(|workload| workload.identity == instance.identity)
+                    .map_or_else(Vec::new, |workload| workload.probes.clone()),
             }
         });
         CatalogService {

@@ -47,11 +47,6 @@ impl State {
         inbound.claims.extend(implied);
         inbound.terminating = workload.terminating;
         inbound.locality = compile::locality(&workload.region, &workload.zone);
-        if !workload.probes.is_empty() {
-            // Without a policy everybody may call whom the mode lets in; a probe has no identity, and passes all the same.
-            let allow = || v1::Access { default: v1::Default::Allow.into(), ..Default::default() };
-            inbound.access.get_or_insert_with(allow).probes.extend(workload.probes.iter().cloned());
-        }
     }
 
     /// The connections of workloads at addresses of which something changed; their own side is worked out anew.
@@ -122,7 +117,7 @@ impl Mesh {
 }
 
 /// A workload without its services.
-pub(super) fn as_policies_see(workload: &Workload) -> policy::Workload {
+pub(crate) fn as_policies_see(workload: &Workload) -> policy::Workload {
     policy::Workload {
         identity: workload.identity.clone(),
         // A workload has one at least.
@@ -131,6 +126,7 @@ pub(super) fn as_policies_see(workload: &Workload) -> policy::Workload {
         services: BTreeMap::new(),
         ports: BTreeSet::new(),
         labels: BTreeMap::clone(&workload.labels),
+        probes: workload.probes.clone(),
         zone: workload.zone.clone(),
     }
 }

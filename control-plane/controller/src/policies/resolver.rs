@@ -144,6 +144,7 @@ impl Resolution {
                     services: [(service.as_str().to_owned(), [(0, at.port())].into())].into(),
                     ports: [at.port()].into(),
                     labels: BTreeMap::new(),
+                    probes: Vec::new(),
                     zone: String::new(),
                 });
             }

@@ -24,7 +24,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use outrigger_api::v1::{self, Health, Protocol};
+use outrigger_api::v1::{Health, Protocol};
+use outrigger_policy::kinds::Probe;
 use tokio::sync::watch;
 
 pub mod consul;
@@ -173,7 +174,7 @@ pub struct Workload {
     /// What policies select workloads by.
     pub labels: Arc<BTreeMap<String, String>>,
     /// What its host asks of it, which passes whatever policies say. Only where it has a sidecar.
-    pub probes: Vec<v1::Probe>,
+    pub probes: Vec<Probe>,
     /// It was told to end.
     pub terminating: bool,
 }

@@ -9,6 +9,7 @@ fn endpoint(id: &str, address: &str, account: Option<&str>, ports: &[(u16, u16)]
         zone: String::new(),
         health: CatalogHealth::Healthy,
         labels: BTreeMap::from([("app".to_owned(), id.to_owned())]),
+        probes: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 use outrigger_core::request::Request;
 
 use super::*;
+use crate::kinds::Probe;
 use crate::resolve::resolve;
 use crate::resolve::tests::{access, catalog, defaults, external, policies, route, traffic};
 use crate::value::Span;
@@ -64,6 +65,26 @@ fn a_request_s_way_is_told_step_by_step() {
     assert_eq!(allowed.timeout.map(Span::millis), Some(3000));
     let json = serde_json::to_value(&explanation).unwrap();
     assert_eq!(serde_json::from_value::<Explanation>(json).unwrap(), explanation);
+}
+
+#[test]
+fn what_a_pod_s_host_asks_of_it_passes_as_it_does_there() {
+    let mut catalog = catalog();
+    let probe = |path: &str| Probe {
+        port: 8080,
+        method: Some("GET".to_owned()),
+        path: Some(path.to_owned()),
+        nodes: Vec::new(),
+    };
+    catalog.services[1].endpoints[0].probes = vec![probe("/ready")];
+    let resolved = resolve(&policies(&defaults("shop", "inbound: Deny")), &catalog);
+    for (path, expected) in
+        [("/ready", "Allow at orders.shop"), ("/other", "Deny 403 (plaintext_refused) at orders.shop")]
+    {
+        let to = To { service: "orders.shop".to_owned(), port: 80 };
+        let question = Question { from: stranger(), to, request: Some(Request::new("GET", path)) };
+        assert_eq!(explain(&question, &resolved, &catalog).outcome.to_string(), expected);
+    }
 }
 
 #[test]

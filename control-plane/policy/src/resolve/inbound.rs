@@ -209,8 +209,14 @@ impl Servers {
         let mesh = Some(&*self.mesh_namespace).filter(|mesh| *mesh != namespace);
         let of_both =
             mesh.into_iter().chain([namespace]).filter_map(|namespace| self.defaults.get(namespace));
-        let probes: Vec<_> =
-            of_both.flat_map(|defaults| defaults.probes.iter().filter_map(access::probe)).collect();
+        let of_defaults = of_both.flat_map(|defaults| &defaults.probes);
+        let all = of_defaults.chain(workloads.iter().flat_map(|workload| &workload.probes));
+        let mut probes: Vec<v1::Probe> = Vec::new();
+        for probe in all.filter_map(access::probe) {
+            if !probes.contains(&probe) {
+                probes.push(probe);
+            }
+        }
         // Probes pass in clear even where mutual TLS is demanded and everything is allowed.
         if policies.is_empty() && probes.is_empty() && default == DefaultAction::Allow {
             return None;

@@ -18,6 +18,7 @@ fn catalog() -> Catalog {
             zone: String::new(),
             health: CatalogHealth::Healthy,
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            probes: Vec::new(),
         }],
     };
     let mut catalog = Catalog {

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use outrigger_api::v1::{self, Health, Protocol};
+use outrigger_api::v1::{Health, Protocol};
 use outrigger_core::path::{self, EscapedSlashes};
+use outrigger_policy::kinds;
 
 use super::objects::{Endpoint, Node, ObjectKey, Pod, Probe, Service, Slice};
 use crate::sources::{Instance, InvalidServiceKey, ServiceKey, ServicePort, SourceService, Workload};
@@ -202,32 +203,30 @@ fn first_host(range: &IpNet) -> Option<IpAddr> {
     range.contains(&next).then_some(next)
 }
 
-/// The probes as proxies are told them. A connection says nothing of who asks, so it passes from the node only: its own
+/// The probes as policies write them. A connection says nothing of who asks, so it passes from the node only: its own
 /// addresses, and the first of its pod ranges, which is the bridge's.
-fn probes(pod: &Pod, node: &Node) -> Vec<v1::Probe> {
+fn probes(pod: &Pod, node: &Node) -> Vec<kinds::Probe> {
     let gateways = node.pod_ranges.iter().filter_map(first_host);
     let nodes: BTreeSet<IpAddr> = pod.node_addresses.iter().copied().chain(gateways).collect();
     let nodes: Vec<String> = nodes.into_iter().map(|address| IpNet::from(address).to_string()).collect();
     let probe = |probe: &Probe| {
-        let request = |port: u16, method: &str, path: &str| v1::Probe {
-            port: port.into(),
-            method: method.to_owned(),
-            path: path.replace(' ', "%20"),
-            nodes: Vec::new(),
+        let request = |port: u16, method: &str, path: &str| {
+            // The kubelet escapes a space. A proxy refuses all that it is told with one path that nobody can ask for.
+            let path = path.replace(' ', "%20");
+            path::normalise(path.as_bytes(), EscapedSlashes::Keep).ok()?;
+            Some(kinds::Probe { port, method: Some(method.to_owned()), path: Some(path), nodes: Vec::new() })
         };
         match probe {
-            Probe::Http { port, path } => Some(request(*port, "GET", path)),
-            Probe::Grpc { port } => Some(request(*port, "POST", GRPC_HEALTH_PATH)),
+            Probe::Http { port, path } => request(*port, "GET", path),
+            Probe::Grpc { port } => request(*port, "POST", GRPC_HEALTH_PATH),
             // Without a node it would pass from nowhere, and is none.
             Probe::Connection { .. } if nodes.is_empty() => None,
-            Probe::Connection { port } => Some(v1::Probe { nodes: nodes.clone(), ..request(*port, "", "") }),
+            Probe::Connection { port } => {
+                Some(kinds::Probe { port: *port, method: None, path: None, nodes: nodes.clone() })
+            }
         }
     };
-    // A proxy refuses all that it is told with one path that nobody can ask for; the kubelet escapes a space.
-    let is_asked_for = |probe: &v1::Probe| {
-        probe.path.is_empty() || path::normalise(probe.path.as_bytes(), EscapedSlashes::Keep).is_ok()
-    };
-    pod.probes.iter().filter_map(probe).filter(is_asked_for).collect()
+    pod.probes.iter().filter_map(probe).collect()
 }
 
 #[cfg(test)]

@@ -222,21 +222,27 @@ fn a_pod_keeps_what_its_node_asks_of_it() {
     let seen: Vec<_> = found
         .probes
         .iter()
-        .map(|probe| (probe.port, probe.method.as_str(), probe.path.as_str(), probe.nodes.len()))
+        .map(|probe| (probe.port, probe.method.as_deref(), probe.path.as_deref(), probe.nodes.len()))
         .collect();
+    let get = |path| (Some("GET"), Some(path));
     let expected = [
-        (81, "GET", "/is%20it%20up", 0),
-        (8080, "GET", "/bye", 0),
-        (8080, "GET", "/started", 0),
-        (9000, "POST", "/grpc.health.v1.Health/Check", 0),
-        (8080, "", "", 3),
-        (8443, "", "", 3),
-    ];
+        (81, get("/is%20it%20up"), 0),
+        (8080, get("/bye"), 0),
+        (8080, get("/started"), 0),
+        (9000, (Some("POST"), Some("/grpc.health.v1.Health/Check")), 0),
+        (8080, (None, None), 3),
+        (8443, (None, None), 3),
+    ]
+    .map(|(port, (method, path), nodes)| (port, method, path, nodes));
     assert_eq!(seen, expected, "named ports are the container's own; the sidecar's probe is not redirected");
     assert_eq!(found.probes[4].nodes, ["10.0.0.1/32", "192.168.0.1/32", "fd00::1/128"]);
-    assert_eq!(found.identity.as_deref(), Some("spiffe://t/ns/shop/sa/web"));
-    let access = v1::Access { default: v1::Default::Deny.into(), probes: found.probes, ..Default::default() };
-    outrigger_core::access::Access::from_wire(&access).expect("a proxy takes them");
+    let identity = found.identity.as_deref().unwrap();
+    assert_eq!(identity, "spiffe://t/ns/shop/sa/web");
+    let resolved =
+        outrigger_policy::resolve(&outrigger_policy::Policies::new(), &outrigger_policy::Catalog::default());
+    let told = resolved.inbound(identity, &[crate::mesh::as_policies_see(&found)]).access.unwrap();
+    assert_eq!(told.probes.len(), expected.len());
+    outrigger_core::access::Access::from_wire(&told).expect("a proxy takes them");
 }
 
 #[test]
