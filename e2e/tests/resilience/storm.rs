@@ -8,7 +8,7 @@ use outrigger_e2e::app::{CONTROL_PORT, Faults};
 use outrigger_e2e::figures::{Figure, hold};
 use outrigger_e2e::load::{Load, Outcome, Plan};
 use outrigger_e2e::mesh::Workload;
-use outrigger_e2e::suite::{Case, case, length};
+use outrigger_e2e::suite::{Case, case, is_soak, length};
 use tokio::time::{Instant, sleep};
 
 use crate::world::{HTTP, LIMIT, RETRIES, World};
@@ -16,10 +16,11 @@ use crate::world::{HTTP, LIMIT, RETRIES, World};
 const WINDOW: Duration = Duration::from_secs(10);
 /// So many that a budget's floor, one a second by default, is next to nothing.
 const ALONE: u32 = 1_000;
-/// Four hops of debug binaries on two cores. Each hop's application makes a connection for each call, which lingers for a minute
-/// when it has ended: more than 14,000 of these, half of the local ports, and the kernel looks for a free one for longer than
-/// a call takes.
-const CHAINED: u32 = 120;
+/// Calls a second: four hops of debug binaries on two cores.
+const CHAINED: u32 = 250;
+/// For longer than a minute. Each hop's application makes a connection for each call, which lingers for a minute when it has
+/// ended: with more than 14,000 of these, half of the local ports, the kernel looks for a free one for longer than a call takes.
+const CHAINED_FOR_LONG: u32 = 160;
 
 /// Retries for every service.
 const EVERYWHERE: &str = "
@@ -134,7 +135,8 @@ async fn chain(world: Arc<World>, breaker: bool) -> anyhow::Result<()> {
     for replica in &*replicas {
         replica.suffer(Faults::every(503)).await?;
     }
-    let plan = Plan::new(CHAINED, target, format!("{edge}:{HTTP}"), "/work");
+    let rate = if is_soak() { CHAINED_FOR_LONG } else { CHAINED };
+    let plan = Plan::new(rate, target, format!("{edge}:{HTTP}"), "/work");
     let load = Load::start(&world.web.host, plan);
     let arrivals = Arrivals::watch(&load, &replicas, length(16, 120)).await?;
     let outcome = load.stop().await?;
