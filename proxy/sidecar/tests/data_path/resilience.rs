@@ -493,6 +493,12 @@ async fn threads_take_turns_where_there_may_be_one_connection() {
     }
 }
 
+/// Twenty a second; an endpoint changes its side after so many in a row.
+fn checks(healthy: u32, unhealthy: u32) -> v1::HealthCheck {
+    let path = "/healthz".to_owned();
+    v1::HealthCheck { path, interval: 50, timeout: 1000, healthy, unhealthy, ..v1::HealthCheck::default() }
+}
+
 #[tokio::test]
 async fn a_check_that_finds_no_place_among_the_connections_says_nothing() {
     let (open, gate) = tokio::sync::watch::channel(false);
@@ -512,14 +518,7 @@ async fn a_check_that_finds_no_place_among_the_connections_says_nothing() {
     .await;
     let sound = http1_app(|_| async { Response::new(full("sound")) }).await;
     // One check that fails would put an endpoint aside for good.
-    let health_check = v1::HealthCheck {
-        path: "/healthz".to_owned(),
-        interval: 50,
-        timeout: 1000,
-        healthy: 1000,
-        unhealthy: 1,
-        ..v1::HealthCheck::default()
-    };
+    let health_check = checks(1000, 1);
     let traffic = v1::Traffic { health_check: Some(health_check), ..connections(1, 0) };
     let ca = Ca::new();
     let endpoints = vec![endpoint("busy", busy, None), endpoint("sound", sound, None)];
@@ -561,14 +560,7 @@ async fn an_endpoint_that_fails_its_health_checks_is_asked_when_nothing_else_is_
     })
     .await;
     let sound = http1_app(|_| async { Response::new(full("sound")) }).await;
-    let health_check = v1::HealthCheck {
-        path: "/healthz".to_owned(),
-        interval: 50,
-        timeout: 1000,
-        healthy: 1,
-        unhealthy: 2,
-        ..v1::HealthCheck::default()
-    };
+    let health_check = checks(1, 2);
     let traffic = v1::Traffic { health_check: Some(health_check), ..v1::Traffic::default() };
     let ca = Ca::new();
     let endpoints = vec![endpoint("ailing", ailing, None), endpoint("sound", sound, None)];
