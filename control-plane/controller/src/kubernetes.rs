@@ -12,6 +12,7 @@ pub(crate) mod bundles;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(crate) mod held;
+mod known;
 pub(crate) mod leader;
 pub(crate) mod webhook;
 

@@ -200,9 +200,8 @@ impl Replicas {
         // Many proxies with many policies are a second's work, which no connection shall wait for.
         let counted = tokio::task::spawn_blocking(move || counts(&own)).await.unwrap_or_default();
         let mut room = MAX_REFUSALS;
-        let policies = counted.iter().map(|(policy, counts)| {
-            let of_other = OfOther { revision: self.revision(policy), counts: counts.clone() };
-            of_other.write(policy, &mut room)
+        let policies = counted.into_iter().map(|(policy, counts)| {
+            OfOther { revision: self.revision(&policy), counts }.write(&policy, &mut room)
         });
         let answer = PoliciesResponse { replica: self.id, policies: policies.collect() };
         *told = Some((Instant::now(), answer.clone()));

@@ -22,6 +22,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use outrigger_certs::retry_delay;
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
+use super::known::{Changed, Known};
 use super::{CONTROLLER, MANAGED_BY, Trouble, watch};
 
 /// The ConfigMap's name.
@@ -257,66 +258,6 @@ impl Found {
             version: map.resource_version().unwrap_or_default(),
         }
     }
-}
-
-/// Objects by namespace and name; for a namespace both are its name. While a list is read again the last one stands.
-struct Known<V> {
-    objects: BTreeMap<(String, String), V>,
-    listing: BTreeMap<(String, String), V>,
-    is_synced: bool,
-}
-
-impl<V> Default for Known<V> {
-    fn default() -> Self {
-        Self { objects: BTreeMap::new(), listing: BTreeMap::new(), is_synced: false }
-    }
-}
-
-impl<V> Known<V> {
-    fn see<K: ResourceExt>(&mut self, event: Event<K>, value: impl Fn(&K) -> Option<V>) -> Changed {
-        let key = |object: &K| (object.namespace().unwrap_or_else(|| object.name_any()), object.name_any());
-        match event {
-            Event::Init => self.listing.clear(),
-            Event::InitApply(object) => {
-                if let Some(value) = value(&object) {
-                    self.listing.insert(key(&object), value);
-                }
-            }
-            Event::InitDone => {
-                self.objects = std::mem::take(&mut self.listing);
-                self.is_synced = true;
-                return Changed::All;
-            }
-            Event::Apply(object) => {
-                let key = key(&object);
-                let namespace = key.0.clone();
-                match value(&object) {
-                    Some(value) => _ = self.objects.insert(key, value),
-                    None => _ = self.objects.remove(&key),
-                }
-                return Changed::One(namespace);
-            }
-            Event::Delete(object) => {
-                let key = key(&object);
-                self.objects.remove(&key);
-                return Changed::One(key.0);
-            }
-        }
-        Changed::Nothing
-    }
-
-    fn of(&self, namespace: &str) -> impl Iterator<Item = &V> {
-        let from = (namespace.to_owned(), String::new());
-        self.objects.range(from..).take_while(move |((of, _), _)| of == namespace).map(|(_, value)| value)
-    }
-}
-
-/// Which namespaces are to be looked at.
-#[derive(Debug, PartialEq, Eq)]
-enum Changed {
-    Nothing,
-    One(String),
-    All,
 }
 
 impl Changed {

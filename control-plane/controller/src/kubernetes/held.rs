@@ -23,11 +23,12 @@ use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{ListParams, PostParams};
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use outrigger_inject::{CHECKER, INJECTED};
 use tokio::time::{interval, timeout};
 
+use super::known::Known;
 use super::{Trouble, watch};
 
 /// Between two looks. A check fails five seconds after it began, so a held pod costs its owner some fifteen.
@@ -47,18 +48,18 @@ const NOT_REDIRECTED: i32 = 1;
 pub(crate) async fn keep(client: Client, mesh_namespace: String) {
     let injected = watcher::Config::default().labels(&format!("{INJECTED}=true"));
     let mut seen = pin!(watch(Api::<Pod>::all(client.clone()), injected, "watch the injected pods"));
-    let mut held = BTreeMap::new();
+    let mut held = Known::default();
     let mut late = Late::default();
     let mut look = interval(LOOK);
     let mut trouble = Trouble::new("replace pods that the CNI plugin missed");
     loop {
         tokio::select! {
             event = seen.next() => match event {
-                Some(event) => see(&mut held, event),
+                Some(event) => _ = held.see(event, Held::of),
                 // A watch has no end.
                 None => return,
             },
-            _ = look.tick() => match replace(&client, &mesh_namespace, &held, &mut late).await {
+            _ = look.tick() => match replace(&client, &mesh_namespace, &held.objects, &mut late).await {
                 Ok(()) => trouble.over(),
                 Err(error) => trouble.is(&format!("{error:#}")),
             },
@@ -73,23 +74,6 @@ struct Held {
     version: String,
     node: String,
     started: Timestamp,
-}
-
-type ByName = BTreeMap<(String, String), Held>;
-
-/// A list that is read again tells of each pod that is there; those that have gone are found out when they are to be evicted.
-fn see(held: &mut ByName, event: Event<Pod>) {
-    let key = |pod: &Pod| (pod.namespace().unwrap_or_default(), pod.name_any());
-    match event {
-        Event::Init | Event::InitDone => {}
-        Event::Delete(pod) => drop(held.remove(&key(&pod))),
-        Event::Apply(pod) | Event::InitApply(pod) => {
-            match Held::of(&pod) {
-                Some(found) => held.insert(key(&pod), found),
-                None => held.remove(&key(&pod)),
-            };
-        }
-    }
 }
 
 impl Held {
@@ -145,7 +129,7 @@ impl Late {
 async fn replace(
     client: &Client,
     mesh_namespace: &str,
-    held: &ByName,
+    held: &BTreeMap<(String, String), Held>,
     late: &mut Late,
 ) -> anyhow::Result<()> {
     if held.is_empty() {
